@@ -1,0 +1,172 @@
+"""Every error that this system raises on purpose, in one tree.
+
+    VyvoError                     500 internal
+    ├── InvalidInput              422 invalid_input
+    │   ├── InvalidModelId        422 invalid_model_id
+    │   ├── InvalidWeightsUri     422 invalid_weights_uri
+    │   ├── InvalidEnv            422 invalid_env
+    │   ├── UnknownTemplate       422 unknown_template
+    │   └── InputSchemaMismatch   422 input_schema_mismatch
+    ├── Unauthenticated           401 unauthenticated
+    ├── Forbidden                 403 forbidden
+    ├── NotFound                  404 not_found
+    ├── Conflict                  409 conflict
+    │   ├── VersionExists         409 version_exists
+    │   ├── StaleAttempt          409 stale_attempt
+    │   └── IllegalTransition     409 illegal_transition
+    ├── RateLimited               429 rate_limited
+    ├── BuildFailed               500 build_failed
+    ├── RunnerFailed              500 runner_failed
+    └── Unavailable               503 unavailable
+
+`status` is the HTTP status the api answers with, `code` the stable name that clients switch on.
+"""
+
+from typing import Any, ClassVar
+
+__all__ = [
+    "BuildFailed",
+    "Conflict",
+    "Forbidden",
+    "IllegalTransition",
+    "InputSchemaMismatch",
+    "InvalidEnv",
+    "InvalidInput",
+    "InvalidModelId",
+    "InvalidWeightsUri",
+    "NotFound",
+    "RateLimited",
+    "RunnerFailed",
+    "StaleAttempt",
+    "Unauthenticated",
+    "Unavailable",
+    "UnknownTemplate",
+    "VersionExists",
+    "VyvoError",
+]
+
+
+class VyvoError(Exception):
+    """Root of the tree.
+
+    Args:
+        detail: one sentence for a person, saying what to do where that is known.
+        extra: members added to the problem document, such as `errors` of a schema check.
+    """
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal"
+
+    def __init__(self, detail: str, **extra: Any) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.extra = extra
+
+
+class InvalidInput(VyvoError):
+    """What the caller sent cannot be used."""
+
+    status = 422
+    code = "invalid_input"
+
+
+class InvalidModelId(InvalidInput):
+    """A model id that is not `owner/name` in the allowed characters."""
+
+    code = "invalid_model_id"
+
+
+class InvalidWeightsUri(InvalidInput):
+    """A weights location of a scheme or an address that is not fetched."""
+
+    code = "invalid_weights_uri"
+
+
+class InvalidEnv(InvalidInput):
+    """An environment name or value that cannot be carried safely."""
+
+    code = "invalid_env"
+
+
+class UnknownTemplate(InvalidInput):
+    """No runner template of that name."""
+
+    code = "unknown_template"
+
+
+class InputSchemaMismatch(InvalidInput):
+    """A job's input fails the schema of the version that it is for."""
+
+    code = "input_schema_mismatch"
+
+
+class Unauthenticated(VyvoError):
+    """No credential, or one that is unknown, expired or revoked."""
+
+    status = 401
+    code = "unauthenticated"
+
+
+class Forbidden(VyvoError):
+    """The credential is good and lacks the scope, or is another node's."""
+
+    status = 403
+    code = "forbidden"
+
+
+class NotFound(VyvoError):
+    """No such thing, or none that this caller may see."""
+
+    status = 404
+    code = "not_found"
+
+
+class Conflict(VyvoError):
+    """The thing is in a state that does not allow what was asked."""
+
+    status = 409
+    code = "conflict"
+
+
+class VersionExists(Conflict):
+    """That version of the model is already built or being built."""
+
+    code = "version_exists"
+
+
+class StaleAttempt(Conflict):
+    """A report for an attempt that is no longer the job's current one; nothing was changed."""
+
+    code = "stale_attempt"
+
+
+class IllegalTransition(Conflict):
+    """A state machine has no such arrow."""
+
+    code = "illegal_transition"
+
+
+class RateLimited(VyvoError):
+    """Too many requests for this key."""
+
+    status = 429
+    code = "rate_limited"
+
+
+class BuildFailed(VyvoError):
+    """A build step failed; `detail` names the step."""
+
+    code = "build_failed"
+
+
+class RunnerFailed(VyvoError):
+    """A runner did not start, died, or answered nonsense."""
+
+    code = "runner_failed"
+
+
+class Unavailable(VyvoError):
+    """A server that this needs does not answer; try again later."""
+
+    status = 503
+    code = "unavailable"

@@ -1,0 +1,97 @@
+"""One typed settings object, read from the environment by entry points only.
+
+Everything below an entry point takes what it needs as arguments, so that a test or a second
+instance in one process never depends on ambient state. `.env.example` explains every variable.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+__all__ = ["AgentSettings", "EngineChoice", "S3Settings", "Settings"]
+
+EngineChoice = Literal["auto", "docker", "process"]
+BuildBackendChoice = Literal["auto", "buildx", "venv"]
+
+
+class S3Settings(BaseSettings):
+    """Where the artifacts are; the same names configure `vyvo_runner` inside a runner."""
+
+    model_config = SettingsConfigDict(env_prefix="VYVO_S3_", extra="ignore")
+
+    endpoint: str = Field("http://127.0.0.1:9000", description="S3 endpoint URL, http or https.")
+    public_endpoint: str | None = Field(
+        None, description="Endpoint written into presigned URLs when clients see another one."
+    )
+    access_key: str = Field("vyvo", description="S3 access key id.")
+    secret_key: SecretStr = Field(SecretStr("vyvo-secret"), description="S3 secret key.")
+    region: str = Field("us-east-1", description="Region used to sign requests.")
+    bucket_prefix: str = Field(
+        "vyvo-", description="Put before each modality to name its bucket, such as vyvo-image."
+    )
+
+
+class Settings(BaseSettings):
+    """What the servers (api, orchestrator, Dagster code) need. Prefix `VYVO_`."""
+
+    model_config = SettingsConfigDict(env_prefix="VYVO_", env_file=".env", extra="ignore")
+
+    postgres_dsn: str = Field(
+        "postgresql://vyvo@127.0.0.1:5432/vyvo", description="libpq URL of the registry database."
+    )
+    redis_url: str = Field("redis://127.0.0.1:6379/0", description="URL of the Redis server.")
+    data_dir: Path = Field(Path(".vyvo"), description="Local state: caches, wheelhouse, venvs, logs.")
+
+    api_host: str = Field("127.0.0.1", description="Address the api binds.")
+    api_port: int = Field(8080, ge=0, le=65535, description="Port the api binds.")
+    api_url: str = Field("http://127.0.0.1:8080", description="URL at which others reach the api.")
+    orchestrator_port: int = Field(
+        0, ge=0, le=65535, description="Port of the orchestrator's /healthz; 0 serves none."
+    )
+    admin_key: SecretStr | None = Field(
+        None, description="Admin API key ensured at start; unset creates none."
+    )
+    join_token: SecretStr | None = Field(
+        None, description="Token with which agents may join; unset refuses all joins."
+    )
+
+    dagster_url: str | None = Field(
+        None, description="URL of the Dagster webserver for direct launches; unset leaves them to sensors."
+    )
+
+    engine: EngineChoice = Field("auto", description="Whether builds and runners use containers.")
+    docker_host: str | None = Field(None, description="Docker engine URL; unset uses Docker's default.")
+    build_backend: BuildBackendChoice = Field("auto", description="Backend for builds that name none.")
+    registry: str = Field("127.0.0.1:5000", description="OCI registry that images are pushed to.")
+    base_image: str = Field("vyvo/base:bookworm", description="Default base image of builds.")
+
+    heartbeat_seconds: float = Field(10.0, gt=0, description="Interval asked of agents.")
+    suspect_seconds: float = Field(30.0, gt=0, description="Silence after which a node is suspect.")
+    lost_seconds: float = Field(60.0, gt=0, description="Silence after which a node is lost.")
+    lease_seconds: float = Field(45.0, gt=0, description="Life of an attempt's lease between renewals.")
+    max_attempts: int = Field(3, ge=1, description="Attempts of a job before it fails as node_lost.")
+    artifact_ttl_seconds: int = Field(7 * 86400, gt=0, description="Life of an artifact in its bucket.")
+    presign_seconds: int = Field(3600, gt=0, le=604800, description="Life of a presigned URL.")
+
+
+class AgentSettings(BaseSettings):
+    """What the node agent needs. Prefix `VYVO_AGENT_`; a GPU host sets nothing else."""
+
+    model_config = SettingsConfigDict(env_prefix="VYVO_AGENT_", extra="ignore")
+
+    api_url: str = Field("http://127.0.0.1:8080", description="URL of the control plane's api.")
+    join_token: SecretStr | None = Field(None, description="Token for the first join.")
+    name: str | None = Field(None, description="Node name; unset takes the host's name.")
+    data_dir: Path = Field(
+        Path("/var/lib/vyvo-agent"), description="Credential, weights cache, runner state and logs."
+    )
+    env_dir: Path = Field(Path("/etc/vyvo"), description="Where <model>.env files are written.")
+    venv_dir: Path | None = Field(
+        None, description="Where environments of the venv build backend are; unset: data_dir/venvs."
+    )
+    engine: EngineChoice = Field("auto", description="Run runners as containers or as processes.")
+    docker_host: str | None = Field(None, description="Docker engine URL; unset uses Docker's default.")
+    labels: dict[str, str] = Field(default_factory=dict, description="Labels, as a JSON object.")
+    slots: int = Field(1, ge=1, description="Concurrent predictions per loaded version.")

@@ -1,0 +1,311 @@
+"""All tables. Every statement that touches them is in this package.
+
+Ids are UUIDv7, made by the caller so that a retry names the same row. Times are timestamptz, UTC,
+by the clock of the server that writes. States are text checked against their StrEnum.
+"""
+
+from enum import StrEnum
+from typing import Final
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
+
+from vyvo_dagster.domain.build import BuildBackend, BuildState
+from vyvo_dagster.domain.job import JobState, Priority
+from vyvo_dagster.domain.model import Modality, VersionState
+from vyvo_dagster.domain.node import AssignmentState, NodeState
+
+__all__ = [
+    "api_keys",
+    "artifacts",
+    "assignments",
+    "audit_log",
+    "idempotency_keys",
+    "job_attempts",
+    "jobs",
+    "metadata",
+    "model_versions",
+    "models",
+    "node_capabilities",
+    "node_events",
+    "nodes",
+    "outbox",
+    "runner_builds",
+]
+
+metadata: Final = sa.MetaData(
+    naming_convention={
+        "pk": "%(table_name)s_pkey",
+        "fk": "%(table_name)s_%(column_0_name)s_fkey",
+        "uq": "%(table_name)s_%(column_0_N_name)s_key",
+        "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+        "ck": "%(table_name)s_%(constraint_name)s_check",
+    }
+)
+
+_UUID = UUID(as_uuid=True)
+_TIME = sa.DateTime(timezone=True)
+
+
+def _id() -> sa.Column[object]:
+    return sa.Column("id", _UUID, primary_key=True)
+
+
+def _now(name: str = "created_at") -> sa.Column[object]:
+    return sa.Column(name, _TIME, nullable=False, server_default=sa.func.now())
+
+
+def _one_of(column: str, enum: type[StrEnum]) -> sa.CheckConstraint:
+    values = ", ".join(f"'{member.value}'" for member in enum)
+    return sa.CheckConstraint(f"{column} in ({values})", name=column)
+
+
+models = sa.Table(
+    "models",
+    metadata,
+    sa.Column("model_id", sa.Text, primary_key=True),
+    sa.Column("tenant", sa.Text, nullable=False),
+    sa.Column("description", sa.Text, nullable=False, server_default=""),
+    _now(),
+)
+
+model_versions = sa.Table(
+    "model_versions",
+    metadata,
+    _id(),
+    sa.Column("model_id", sa.Text, sa.ForeignKey("models.model_id"), nullable=False),
+    sa.Column("version", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("template", sa.Text, nullable=False),
+    sa.Column("modality", sa.Text, nullable=False),
+    sa.Column("runner_image", sa.Text),
+    sa.Column("image_digest", sa.Text),
+    sa.Column("weights_uri", sa.Text, comment="As the caller named it."),
+    sa.Column("weights_url", sa.Text, comment="Our checksummed copy in S3."),
+    sa.Column("weights_sha256", sa.Text),
+    sa.Column("weights_size_bytes", sa.BigInteger),
+    sa.Column("env", JSONB, nullable=False, server_default="{}"),
+    sa.Column("resources", JSONB, nullable=False, server_default="{}"),
+    sa.Column("input_schema", JSONB),
+    sa.Column("output_schema", JSONB),
+    sa.Column("build_id", _UUID),
+    _now(),
+    _now("updated_at"),
+    sa.UniqueConstraint("model_id", "version"),
+    _one_of("state", VersionState),
+    _one_of("modality", Modality),
+)
+
+runner_builds = sa.Table(
+    "runner_builds",
+    metadata,
+    _id(),
+    sa.Column("tenant", sa.Text, nullable=False),
+    sa.Column("model_id", sa.Text, nullable=False),
+    sa.Column("version", sa.Text, nullable=False),
+    sa.Column("version_id", _UUID, sa.ForeignKey("model_versions.id"), nullable=False),
+    sa.Column("runner_name", sa.Text, nullable=False),
+    sa.Column("template", sa.Text, nullable=False),
+    sa.Column("repo", sa.Text),
+    sa.Column("weights_uri", sa.Text),
+    sa.Column("env", JSONB, nullable=False, server_default="{}"),
+    sa.Column("base_image", sa.Text),
+    sa.Column("backend", sa.Text, nullable=False, comment="As asked: auto, buildx, venv."),
+    sa.Column("backend_used", sa.Text, comment="As chosen."),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("launch_claimed_at", _TIME, comment="Who sets it launches the run; expires."),
+    sa.Column("run_id", sa.Text, comment="The Dagster run that executes the build."),
+    sa.Column("image", sa.Text),
+    sa.Column("image_digest", sa.Text),
+    sa.Column("size_bytes", sa.BigInteger),
+    sa.Column("lock_sha256", sa.Text),
+    sa.Column("log_url", sa.Text),
+    sa.Column("log_lines", sa.Integer),
+    sa.Column("error", sa.Text),
+    sa.Column("durations", JSONB, nullable=False, server_default="{}"),
+    _now(),
+    sa.Column("started_at", _TIME),
+    sa.Column("finished_at", _TIME),
+    _one_of("state", BuildState),
+    _one_of("backend", BuildBackend),
+    sa.Index(None, "version_id"),
+    sa.Index("runner_builds_open_idx", "created_at", postgresql_where=sa.text("state = 'queued'")),
+)
+
+nodes = sa.Table(
+    "nodes",
+    metadata,
+    _id(),
+    sa.Column("name", sa.Text, nullable=False, unique=True),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("boot_id", _UUID, nullable=False),
+    sa.Column("cordoned", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("draining", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("labels", JSONB, nullable=False, server_default="{}"),
+    sa.Column("metrics", JSONB, nullable=False, server_default="{}", comment="Of the last heartbeat."),
+    sa.Column("last_heartbeat_at", _TIME, nullable=False),
+    sa.Column("clock_skew_seconds", sa.Double, nullable=False, server_default="0"),
+    _now(),
+    _one_of("state", NodeState),
+)
+
+node_capabilities = sa.Table(
+    "node_capabilities",
+    metadata,
+    sa.Column("node_id", _UUID, sa.ForeignKey("nodes.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("capabilities", JSONB, nullable=False),
+    _now("updated_at"),
+)
+
+node_events = sa.Table(
+    "node_events",
+    metadata,
+    _id(),
+    sa.Column("node_id", _UUID, sa.ForeignKey("nodes.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("detail", JSONB, nullable=False, server_default="{}"),
+    _now(),
+    sa.Index(None, "node_id", "id"),
+)
+
+assignments = sa.Table(
+    "assignments",
+    metadata,
+    _id(),
+    sa.Column("node_id", _UUID, sa.ForeignKey("nodes.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("version_id", _UUID, sa.ForeignKey("model_versions.id"), nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("detail", sa.Text),
+    sa.Column("slots", sa.Integer, nullable=False, server_default="1"),
+    _now(),
+    _now("updated_at"),
+    sa.Column("ready_at", _TIME),
+    _one_of("state", AssignmentState),
+    # One assignment in force per node and version; removed ones stay as history.
+    sa.Index(
+        "assignments_in_force_key",
+        "node_id",
+        "version_id",
+        unique=True,
+        postgresql_where=sa.text("state <> 'removed'"),
+    ),
+)
+
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    _id(),
+    sa.Column("tenant", sa.Text, nullable=False),
+    sa.Column("model_id", sa.Text, nullable=False),
+    sa.Column("version_id", _UUID, sa.ForeignKey("model_versions.id"), nullable=False),
+    sa.Column("version", sa.Text, nullable=False),
+    sa.Column("priority", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("input", JSONB, nullable=False),
+    sa.Column("output", JSONB),
+    sa.Column("error_code", sa.Text),
+    sa.Column("error_message", sa.Text),
+    sa.Column("attempt", sa.Integer, nullable=False, server_default="0", comment="The fencing token."),
+    sa.Column("handed_back", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("max_attempts", sa.Integer, nullable=False),
+    sa.Column("node_id", _UUID),
+    sa.Column("assignment_id", _UUID),
+    sa.Column("lease_expires_at", _TIME),
+    sa.Column("expires_at", _TIME, nullable=False, comment="End of its life in the queue."),
+    sa.Column("progress", sa.Double),
+    sa.Column("timings", JSONB, nullable=False, server_default="{}"),
+    sa.Column("traceparent", sa.Text),
+    _now(),
+    sa.Column("dispatched_at", _TIME),
+    sa.Column("started_at", _TIME),
+    sa.Column("completed_at", _TIME),
+    _one_of("state", JobState),
+    _one_of("priority", Priority),
+    sa.Index(None, "tenant", "id"),
+    sa.Index(
+        "jobs_queued_idx", "model_id", "priority", "id", postgresql_where=sa.text("state = 'queued'")
+    ),
+    sa.Index(
+        "jobs_in_flight_idx",
+        "node_id",
+        postgresql_where=sa.text("state in ('dispatched', 'running')"),
+    ),
+)
+
+job_attempts = sa.Table(
+    "job_attempts",
+    metadata,
+    sa.Column("job_id", _UUID, sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("attempt", sa.Integer, primary_key=True),
+    sa.Column("node_id", _UUID, nullable=False),
+    sa.Column("assignment_id", _UUID, nullable=False),
+    sa.Column("outcome", sa.Text, comment="An AttemptStatus, or lost; null while under way."),
+    sa.Column("error_code", sa.Text),
+    _now("dispatched_at"),
+    sa.Column("ended_at", _TIME),
+)
+
+artifacts = sa.Table(
+    "artifacts",
+    metadata,
+    _id(),
+    sa.Column("tenant", sa.Text, nullable=False),
+    sa.Column("job_id", _UUID, sa.ForeignKey("jobs.id"), nullable=False),
+    sa.Column("position", sa.Integer, nullable=False, comment="Place in the job's output, from 0."),
+    sa.Column("type", sa.Text, nullable=False),
+    sa.Column("url", sa.Text, nullable=False),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    sa.Column("mime_type", sa.Text, nullable=False),
+    sa.Column("expires_at", _TIME),
+    _now(),
+    sa.UniqueConstraint("job_id", "position"),
+    sa.Index(None, "tenant", "id"),
+)
+
+api_keys = sa.Table(
+    "api_keys",
+    metadata,
+    _id(),
+    sa.Column("prefix", sa.Text, nullable=False, unique=True),
+    sa.Column("secret_sha256", sa.LargeBinary, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("tenant", sa.Text, nullable=False),
+    sa.Column("scopes", ARRAY(sa.Text), nullable=False),
+    sa.Column("node_id", _UUID, sa.ForeignKey("nodes.id", ondelete="CASCADE")),
+    _now(),
+    sa.Column("expires_at", _TIME),
+    sa.Column("last_used_at", _TIME),
+    sa.Column("revoked_at", _TIME),
+)
+
+idempotency_keys = sa.Table(
+    "idempotency_keys",
+    metadata,
+    sa.Column("tenant", sa.Text, primary_key=True),
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("route", sa.Text, nullable=False),
+    sa.Column("request_sha256", sa.LargeBinary, nullable=False),
+    sa.Column("answer", JSONB, nullable=False),
+    _now(),
+)
+
+outbox = sa.Table(
+    "outbox",
+    metadata,
+    sa.Column("id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+    sa.Column("stream", sa.Text, nullable=False),
+    sa.Column("fields", JSONB, nullable=False),
+    _now(),
+)
+
+audit_log = sa.Table(
+    "audit_log",
+    metadata,
+    _id(),
+    sa.Column("tenant", sa.Text, nullable=False),
+    sa.Column("key_prefix", sa.Text, nullable=False),
+    sa.Column("action", sa.Text, nullable=False),
+    sa.Column("subject", sa.Text, nullable=False),
+    sa.Column("detail", JSONB, nullable=False, server_default="{}"),
+    _now(),
+)

@@ -212,6 +212,7 @@ jobs = sa.Table(
     sa.Column("assignment_id", _UUID),
     sa.Column("lease_expires_at", _TIME),
     sa.Column("expires_at", _TIME, nullable=False, comment="End of its life in the queue."),
+    sa.Column("cancel_requested_at", _TIME),
     sa.Column("progress", sa.Double),
     sa.Column("timings", JSONB, nullable=False, server_default="{}"),
     sa.Column("traceparent", sa.Text),

@@ -1,0 +1,148 @@
+"""Assignments: which version should be loaded on which node, and what its agent sees of it."""
+
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from vyvo_dagster.domain.node import ASSIGNMENT, AssignmentState, NodeState
+from vyvo_dagster.store.notify import REGISTRY_CHANNEL, notify
+from vyvo_dagster.store.records import Assignment
+from vyvo_dagster.store.rows import record
+from vyvo_dagster.store.tables import assignments, model_versions, nodes
+
+__all__ = ["AssignmentRepository", "Observation"]
+
+_A = assignments.c
+_IN_FORCE = _A.state != AssignmentState.REMOVED
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What an agent reports of one assignment."""
+
+    id: UUID
+    state: AssignmentState
+    detail: str | None
+    slots: int
+
+
+def _select() -> sa.Select[Any]:
+    return sa.select(assignments, model_versions.c.model_id, model_versions.c.version).join(
+        model_versions, model_versions.c.id == _A.version_id
+    )
+
+
+class AssignmentRepository:
+    """SQL over assignments."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def request(self, *, id: UUID, node_id: UUID, version_id: UUID) -> Assignment:
+        """The assignment in force of this version on this node, made if there is none.
+
+        One that failed or is being removed is requested again.
+        """
+        again = (AssignmentState.FAILED, AssignmentState.REMOVING)
+        await self._connection.execute(
+            insert(assignments)
+            .values(id=id, node_id=node_id, version_id=version_id, state=AssignmentState.REQUESTED)
+            .on_conflict_do_update(
+                index_elements=["node_id", "version_id"],
+                index_where=sa.text("state <> 'removed'"),
+                set_={"state": AssignmentState.REQUESTED, "detail": None, "updated_at": sa.func.now()},
+                where=_A.state.in_(again),
+            )
+        )
+        await notify(self._connection, REGISTRY_CHANNEL, str(node_id))
+        row = (
+            await self._connection.execute(
+                _select().where(_A.node_id == node_id, _A.version_id == version_id, _IN_FORCE)
+            )
+        ).mappings().one()
+        return record(Assignment, row)
+
+    async def get(self, node_id: UUID, id: UUID) -> Assignment | None:
+        """One assignment of a node."""
+        row = (
+            await self._connection.execute(_select().where(_A.id == id, _A.node_id == node_id))
+        ).mappings().first()
+        return None if row is None else record(Assignment, row)
+
+    async def remove(self, node_id: UUID, id: UUID) -> Assignment | None:
+        """Ask for an assignment's removal; repeats change nothing. None when there is none."""
+        await self._connection.execute(
+            sa.update(assignments)
+            .where(_A.id == id, _A.node_id == node_id,
+                   _A.state.in_(ASSIGNMENT.before(AssignmentState.REMOVING)))
+            .values(state=AssignmentState.REMOVING, updated_at=sa.func.now())
+        )
+        await notify(self._connection, REGISTRY_CHANNEL, str(node_id))
+        return await self.get(node_id, id)
+
+    async def of_node(self, node_id: UUID) -> list[Assignment]:
+        """A node's assignments in force, oldest first, those being removed included."""
+        query = _select().where(_A.node_id == node_id, _IN_FORCE).order_by(_A.id)
+        return [record(Assignment, r) for r in (await self._connection.execute(query)).mappings()]
+
+    async def of_nodes(self, node_ids: list[UUID]) -> list[Assignment]:
+        """The assignments in force of several nodes, oldest first."""
+        query = _select().where(_A.node_id.in_(node_ids), _IN_FORCE).order_by(_A.id)
+        return [record(Assignment, r) for r in (await self._connection.execute(query)).mappings()]
+
+    async def observe(self, node_id: UUID, seen: Observation) -> AssignmentState | None:
+        """Record what the agent sees; returns the state before it, None where nothing changed.
+
+        An arrow that the state machine lacks is passed over: a report that crossed with a
+        removal must not bring the assignment back.
+        """
+        before = (
+            sa.select(_A.id, _A.state).where(_A.id == seen.id, _A.node_id == node_id)
+            .with_for_update().cte("before")
+        )
+        changed = (
+            await self._connection.execute(
+                sa.update(assignments)
+                .where(_A.id == before.c.id, _A.state.in_(ASSIGNMENT.before(seen.state)))
+                .values(
+                    state=seen.state, detail=seen.detail, slots=seen.slots, updated_at=sa.func.now(),
+                    ready_at=sa.func.now() if seen.state is AssignmentState.READY else _A.ready_at,
+                )
+                .returning(before.c.state)
+            )
+        ).scalar()
+        if changed is None:
+            return None
+        await notify(self._connection, REGISTRY_CHANNEL, str(node_id))
+        return AssignmentState(changed)
+
+    async def restart(self, node_id: UUID) -> None:
+        """A node joined with a new boot: nothing that it had loaded counts any more."""
+        loaded = (AssignmentState.PULLING, AssignmentState.LOADING, AssignmentState.READY,
+                  AssignmentState.FAILED)
+        await self._connection.execute(
+            sa.update(assignments).where(_A.node_id == node_id, _A.state.in_(loaded))
+            .values(state=AssignmentState.REQUESTED, detail=None, updated_at=sa.func.now())
+        )
+
+    async def placeable(self) -> list[Assignment]:
+        """Ready assignments of nodes that are not lost; what placement reads."""
+        query = (
+            _select().join(nodes, nodes.c.id == _A.node_id)
+            .where(_A.state == AssignmentState.READY, nodes.c.state != NodeState.LOST)
+        )
+        return [record(Assignment, r) for r in (await self._connection.execute(query)).mappings()]
+
+    async def ready_nodes(self, version_id: UUID) -> int:
+        """How many ready nodes have the version ready."""
+        query = (
+            sa.select(sa.func.count()).select_from(assignments)
+            .join(nodes, nodes.c.id == _A.node_id)
+            .where(_A.version_id == version_id, _A.state == AssignmentState.READY,
+                   nodes.c.state == NodeState.READY)
+        )
+        return int((await self._connection.execute(query)).scalar_one())

@@ -1,0 +1,94 @@
+"""The connection pool and the transaction.
+
+A transaction is opened by a request, an op or one turn of a loop; repositories never commit.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
+
+from vyvo_dagster.errors import Unavailable
+from vyvo_dagster.store.artifacts import ArtifactRepository
+from vyvo_dagster.store.assignments import AssignmentRepository
+from vyvo_dagster.store.attempts import AttemptRepository
+from vyvo_dagster.store.builds import BuildRepository
+from vyvo_dagster.store.idempotency import IdempotencyRepository
+from vyvo_dagster.store.jobs import JobRepository
+from vyvo_dagster.store.keys import KeyRepository
+from vyvo_dagster.store.models import ModelRepository
+from vyvo_dagster.store.nodes import NodeRepository
+from vyvo_dagster.store.outbox import OutboxRepository
+
+__all__ = ["Database", "Store", "async_dsn"]
+
+
+def async_dsn(dsn: str) -> str:
+    """`dsn` with the driver named, since SQLAlchemy's default differs between releases."""
+    scheme, _, rest = dsn.partition("://")
+    return f"postgresql+psycopg://{rest}" if scheme in {"postgres", "postgresql"} else dsn
+
+
+class Store:
+    """All repositories over one connection, so that one transaction spans them."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self.connection = connection
+        self.artifacts = ArtifactRepository(connection)
+        self.assignments = AssignmentRepository(connection)
+        self.attempts = AttemptRepository(connection)
+        self.builds = BuildRepository(connection)
+        self.idempotency = IdempotencyRepository(connection)
+        self.jobs = JobRepository(connection)
+        self.keys = KeyRepository(connection)
+        self.models = ModelRepository(connection)
+        self.nodes = NodeRepository(connection)
+        self.outbox = OutboxRepository(connection)
+
+    async def ping(self) -> None:
+        """Ask the server for an answer."""
+        await self.connection.execute(sa.text("select 1"))
+
+
+class Database:
+    """A pool of connections to Postgres.
+
+    Args:
+        dsn: libpq URL.
+        pool_size: connections kept; 0 opens one per transaction (short-lived processes).
+    """
+
+    def __init__(self, dsn: str, pool_size: int = 10) -> None:
+        url = async_dsn(dsn)
+        connect = {"connect_timeout": 5}
+        self.engine: AsyncEngine = (
+            create_async_engine(url, pool_size=pool_size, max_overflow=pool_size, pool_timeout=5,
+                                pool_pre_ping=False, connect_args=connect)
+            if pool_size
+            else create_async_engine(url, poolclass=NullPool, connect_args=connect)
+        )
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Store]:
+        """One transaction: committed on leaving, rolled back on an error.
+
+        Raises Unavailable where the server is away, so that a caller can be told to try again.
+        """
+        try:
+            async with self.engine.begin() as connection:
+                yield Store(connection)
+        except (OperationalError, InterfaceError) as error:
+            raise Unavailable("the database does not answer; try again shortly") from error
+        except DBAPIError as error:
+            if error.connection_invalidated:
+                raise Unavailable("the database went away; try again shortly") from error
+            raise
+        except sa.exc.TimeoutError as error:
+            raise Unavailable("all database connections are busy; try again shortly") from error
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self.engine.dispose()

@@ -1,0 +1,149 @@
+"""Nodes, their capabilities and their history."""
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from vyvo_dagster.domain.node import NodeEventKind, NodeState
+from vyvo_dagster.store.notify import REGISTRY_CHANNEL, notify
+from vyvo_dagster.store.records import Node, NodeEvent
+from vyvo_dagster.store.rows import page, record
+from vyvo_dagster.store.tables import node_capabilities, node_events, nodes
+
+__all__ = ["NodeRepository"]
+
+_N = nodes.c
+
+
+def _select() -> sa.Select[Any]:
+    capabilities = sa.func.coalesce(
+        node_capabilities.c.capabilities, sa.literal({}, node_capabilities.c.capabilities.type)
+    ).label("capabilities")
+    return sa.select(nodes, capabilities).outerjoin(
+        node_capabilities, node_capabilities.c.node_id == _N.id
+    )
+
+
+class NodeRepository:
+    """SQL over nodes, node_capabilities and node_events."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def join(
+        self, *, id: UUID, name: str, boot_id: UUID, labels: Mapping[str, str],
+        capabilities: Mapping[str, Any],
+    ) -> tuple[UUID, UUID | None]:
+        """Insert or take over the node of that name, with a new boot.
+
+        Returns the node's id, which is kept over rejoins, and the boot that it replaces.
+        """
+        old = (
+            await self._connection.execute(
+                sa.select(_N.id, _N.boot_id).where(_N.name == name).with_for_update()
+            )
+        ).first()
+        values = {
+            "state": NodeState.READY, "boot_id": boot_id, "labels": dict(labels),
+            "last_heartbeat_at": sa.func.now(),
+        }
+        found = await self._connection.execute(
+            insert(nodes).values(id=id, name=name, **values)
+            .on_conflict_do_update(index_elements=["name"], set_=values).returning(_N.id)
+        )
+        node_id: UUID = found.scalar_one()
+        caps = {"capabilities": dict(capabilities), "updated_at": sa.func.now()}
+        await self._connection.execute(
+            insert(node_capabilities).values(node_id=node_id, **caps)
+            .on_conflict_do_update(index_elements=["node_id"], set_=caps)
+        )
+        await notify(self._connection, REGISTRY_CHANNEL, str(node_id))
+        return node_id, None if old is None or old.boot_id == boot_id else old.boot_id
+
+    async def beat(
+        self, id: UUID, boot_id: UUID, metrics: Mapping[str, Any], clock_skew_seconds: float
+    ) -> tuple[NodeState, Node] | None:
+        """Note a heartbeat; None when `boot_id` is not the node's current one or the node is lost.
+
+        Returns the state before and the node after it: a suspect node is ready again.
+        """
+        before = (
+            sa.select(_N.id, _N.state).where(_N.id == id).with_for_update().cte("before")
+        )
+        updated = (
+            await self._connection.execute(
+                sa.update(nodes)
+                .where(_N.id == before.c.id, _N.boot_id == boot_id, before.c.state != NodeState.LOST)
+                .values(state=NodeState.READY, metrics=dict(metrics),
+                        last_heartbeat_at=sa.func.now(), clock_skew_seconds=clock_skew_seconds)
+                .returning(before.c.state)
+            )
+        ).scalar()
+        if updated is None:
+            return None
+        if updated != NodeState.READY:
+            await notify(self._connection, REGISTRY_CHANNEL, str(id))
+        node = await self.get(id)
+        assert node is not None
+        return NodeState(updated), node
+
+    async def get(self, id: UUID) -> Node | None:
+        """One node."""
+        row = (await self._connection.execute(_select().where(_N.id == id))).mappings().first()
+        return None if row is None else record(Node, row)
+
+    async def list(self, cursor: UUID | None, limit: int, state: NodeState | None = None) -> list[Node]:
+        """Newest first."""
+        query = _select() if state is None else _select().where(_N.state == state)
+        rows = await self._connection.execute(page(query, _N.id, cursor, limit))
+        return [record(Node, r) for r in rows.mappings()]
+
+    async def all(self) -> list[Node]:
+        """Every node that is not lost; what placement reads."""
+        rows = await self._connection.execute(_select().where(_N.state != NodeState.LOST))
+        return [record(Node, r) for r in rows.mappings()]
+
+    async def set_state(self, id: UUID, before: frozenset[NodeState], to: NodeState) -> bool:
+        """Set the state of a node that is in one of `before`."""
+        result = await self._connection.execute(
+            sa.update(nodes).where(_N.id == id, _N.state.in_(before)).values(state=to)
+        )
+        await notify(self._connection, REGISTRY_CHANNEL, str(id))
+        return result.rowcount > 0
+
+    async def silent(self, states: frozenset[NodeState], silence: timedelta, to: NodeState) -> list[UUID]:
+        """Move nodes not heard of for `silence`, by the server's clock; returns which."""
+        rows = await self._connection.execute(
+            sa.update(nodes)
+            .where(_N.state.in_(states), _N.last_heartbeat_at < sa.func.now() - silence)
+            .values(state=to).returning(_N.id)
+        )
+        moved = list(rows.scalars())
+        if moved:
+            await notify(self._connection, REGISTRY_CHANNEL, str(moved[0]))
+        return moved
+
+    async def set_flags(self, id: UUID, **flags: bool) -> bool:
+        """Set cordoned or draining."""
+        result = await self._connection.execute(sa.update(nodes).where(_N.id == id).values(**flags))
+        await notify(self._connection, REGISTRY_CHANNEL, str(id))
+        return result.rowcount > 0
+
+    async def add_event(
+        self, *, id: UUID, node_id: UUID, kind: NodeEventKind, detail: Mapping[str, Any] | None = None
+    ) -> None:
+        """Add to a node's history."""
+        await self._connection.execute(
+            sa.insert(node_events).values(id=id, node_id=node_id, kind=kind, detail=dict(detail or {}))
+        )
+
+    async def events(self, node_id: UUID, cursor: UUID | None, limit: int) -> list[NodeEvent]:
+        """A node's history, newest first."""
+        query = sa.select(node_events).where(node_events.c.node_id == node_id)
+        rows = await self._connection.execute(page(query, node_events.c.id, cursor, limit))
+        return [record(NodeEvent, r) for r in rows.mappings()]

@@ -39,7 +39,7 @@ class ArtifactRepository:
         row = (await self._connection.execute(query)).mappings().first()
         return None if row is None else record(ArtifactRow, row)
 
-    async def list(
+    async def browse(
         self, tenant: str | None, cursor: UUID | None, limit: int, type: str | None = None
     ) -> list[ArtifactRow]:
         """Newest first, of `tenant` unless that is None."""

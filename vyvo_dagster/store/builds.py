@@ -48,7 +48,7 @@ class BuildRepository:
         """One build."""
         return await self._one(sa.select(runner_builds).where(_B.id == id))
 
-    async def list(
+    async def browse(
         self, cursor: UUID | None, limit: int, state: BuildState | None = None, model_id: str | None = None
     ) -> list[Build]:
         """Newest first."""

@@ -64,7 +64,7 @@ class KeyRepository:
             .values(last_used_at=sa.func.now())
         )
 
-    async def list(self, cursor: UUID | None, limit: int) -> list[ApiKey]:
+    async def browse(self, cursor: UUID | None, limit: int) -> list[ApiKey]:
         """Keys that are no node's, newest first."""
         query = page(sa.select(api_keys).where(api_keys.c.node_id.is_(None)), api_keys.c.id, cursor, limit)
         return [_key(r) for r in (await self._connection.execute(query)).mappings()]

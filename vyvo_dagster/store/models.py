@@ -52,7 +52,7 @@ class ModelRepository:
         )).mappings().first()
         return None if row is None else record(Model, row)
 
-    async def list(self, cursor: str | None, limit: int) -> list[Model]:
+    async def browse(self, cursor: str | None, limit: int) -> list[Model]:
         """Models by id, after `cursor`; one more than `limit`."""
         query = sa.select(models).order_by(models.c.model_id).limit(limit + 1)
         if cursor is not None:

@@ -97,7 +97,7 @@ class NodeRepository:
         row = (await self._connection.execute(_select().where(_N.id == id))).mappings().first()
         return None if row is None else record(Node, row)
 
-    async def list(self, cursor: UUID | None, limit: int, state: NodeState | None = None) -> list[Node]:
+    async def browse(self, cursor: UUID | None, limit: int, state: NodeState | None = None) -> list[Node]:
         """Newest first."""
         query = _select() if state is None else _select().where(_N.state == state)
         rows = await self._connection.execute(page(query, _N.id, cursor, limit))

@@ -1,0 +1,235 @@
+"""Attempts of jobs: dispatch, lease, start, completion, loss. All fenced by the attempt's number.
+
+The fencing token is `jobs.attempt`: it is raised by the one UPDATE that dispatches, and every
+report names it. A report whose token or node is not the row's own changes nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY, INTEGER
+from sqlalchemy.dialects.postgresql import UUID as PG_UUID
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from vyvo_dagster.domain.job import JOB, JobState
+from vyvo_dagster.store.jobs import IN_FLIGHT
+from vyvo_dagster.store.records import Job, JobAttempt
+from vyvo_dagster.store.rows import record
+from vyvo_dagster.store.tables import job_attempts, jobs
+
+__all__ = ["AttemptRepository", "Dispatch"]
+
+_J = jobs.c
+_A = job_attempts.c
+_UUIDS = ARRAY(PG_UUID(as_uuid=True))
+LOST = "lost"
+"""Outcome of an attempt whose lease ended or whose node started anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """A placement: this job to this assignment."""
+
+    job_id: UUID
+    node_id: UUID
+    assignment_id: UUID
+
+
+class AttemptRepository:
+    """SQL over job_attempts and what attempts do to jobs."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def dispatch(self, placed: Sequence[Dispatch], lease: timedelta) -> list[Job]:
+        """Claim waiting jobs for their nodes, each with a new attempt, in two statements.
+
+        Jobs that no longer wait (canceled, expired, claimed by another orchestrator) are left
+        out of the answer.
+        """
+        if not placed:
+            return []
+        given = sa.func.unnest(
+            sa.cast([p.job_id for p in placed], _UUIDS),
+            sa.cast([p.node_id for p in placed], _UUIDS),
+            sa.cast([p.assignment_id for p in placed], _UUIDS),
+        ).table_valued("job_id", "node_id", "assignment_id", name="given")
+        rows = await self._connection.execute(
+            sa.update(jobs)
+            .where(_J.id == given.c.job_id, _J.state == JobState.QUEUED, _J.expires_at > sa.func.now())
+            .values(
+                state=JobState.DISPATCHED, attempt=_J.attempt + 1, node_id=given.c.node_id,
+                assignment_id=given.c.assignment_id, dispatched_at=sa.func.now(),
+                lease_expires_at=sa.func.now() + lease, progress=None, started_at=None,
+            )
+            .returning(jobs)
+        )
+        claimed = [record(Job, r) for r in rows.mappings()]
+        if claimed:
+            await self._connection.execute(
+                sa.insert(job_attempts),
+                [
+                    {"job_id": j.id, "attempt": j.attempt, "node_id": j.node_id,
+                     "assignment_id": j.assignment_id}
+                    for j in claimed
+                ],
+            )
+        return claimed
+
+    async def start(self, job_id: UUID, attempt: int, node_id: UUID) -> Job | None:
+        """Mark a dispatched attempt as running; None when it is not dispatched any more."""
+        return await self._one(
+            sa.update(jobs)
+            .where(_J.id == job_id, _J.attempt == attempt, _J.node_id == node_id,
+                   _J.state == JobState.DISPATCHED)
+            .values(state=JobState.RUNNING, started_at=sa.func.now()).returning(jobs)
+        )
+
+    async def progress(self, job_id: UUID, attempt: int, node_id: UUID, fraction: float | None) -> Job | None:
+        """Record progress of a running attempt; None when the attempt is not the current one."""
+        values = {"progress": _J.progress if fraction is None else fraction}
+        return await self._one(
+            sa.update(jobs)
+            .where(_J.id == job_id, _J.attempt == attempt, _J.node_id == node_id,
+                   _J.state == JobState.RUNNING)
+            .values(**values).returning(jobs)
+        )
+
+    async def complete(
+        self, job_id: UUID, attempt: int, node_id: UUID, state: JobState, *, output: Any,
+        error_code: str | None, error_message: str | None, timings: Mapping[str, float],
+    ) -> Job | None:
+        """End a job by its current attempt; None when the attempt is not the current one in flight."""
+        job = await self._one(
+            sa.update(jobs)
+            .where(_J.id == job_id, _J.attempt == attempt, _J.node_id == node_id,
+                   _J.state.in_(JOB.before(state)), _J.state.in_(IN_FLIGHT))
+            .values(
+                state=state, output=output, error_code=error_code, error_message=error_message,
+                timings=dict(timings), completed_at=sa.func.now(), lease_expires_at=None,
+                started_at=sa.func.coalesce(_J.started_at, _J.dispatched_at),
+                progress=1.0 if state is JobState.SUCCEEDED else _J.progress,
+            )
+            .returning(jobs)
+        )
+        if job is not None:
+            await self.close(job_id, attempt, outcome=str(state), error_code=error_code)
+        return job
+
+    async def requeue(self, job: Job, outcome: str, *, charged: bool) -> Job | None:
+        """Put a job in flight back to the queue; None when its attempt is not the current one."""
+        again = await self._one(
+            sa.update(jobs)
+            .where(_J.id == job.id, _J.attempt == job.attempt, _J.state.in_(IN_FLIGHT))
+            .values(
+                state=JobState.QUEUED, node_id=None, assignment_id=None, lease_expires_at=None,
+                progress=None, started_at=None, dispatched_at=None,
+                handed_back=_J.handed_back if charged else _J.handed_back + 1,
+            )
+            .returning(jobs)
+        )
+        if again is not None:
+            await self.close(job.id, job.attempt, outcome=outcome, error_code=None)
+        return again
+
+    async def end_lost(self, job: Job, state: JobState, code: str, message: str) -> Job | None:
+        """End a job in flight whose attempt is gone; None when that attempt is not the current one."""
+        ended = await self._one(
+            sa.update(jobs)
+            .where(_J.id == job.id, _J.attempt == job.attempt, _J.state.in_(IN_FLIGHT))
+            .values(state=state, error_code=code, error_message=message,
+                    completed_at=sa.func.now(), lease_expires_at=None)
+            .returning(jobs)
+        )
+        if ended is not None:
+            await self.close(job.id, job.attempt, outcome=LOST, error_code=code)
+        return ended
+
+    async def close(self, job_id: UUID, attempt: int, outcome: str, error_code: str | None) -> None:
+        """Record how an attempt ended; the first outcome stands."""
+        await self._connection.execute(
+            sa.update(job_attempts)
+            .where(_A.job_id == job_id, _A.attempt == attempt, _A.outcome.is_(None))
+            .values(outcome=outcome, error_code=error_code, ended_at=sa.func.now())
+        )
+
+    async def get(self, job_id: UUID, attempt: int) -> JobAttempt | None:
+        """One attempt; tells a repeated completion from a stale one."""
+        query = sa.select(job_attempts).where(_A.job_id == job_id, _A.attempt == attempt)
+        row = (await self._connection.execute(query)).mappings().first()
+        return None if row is None else record(JobAttempt, row)
+
+    async def of_job(self, job_id: UUID) -> list[JobAttempt]:
+        """All attempts of a job, in order."""
+        query = sa.select(job_attempts).where(_A.job_id == job_id).order_by(_A.attempt)
+        return [record(JobAttempt, r) for r in (await self._connection.execute(query)).mappings()]
+
+    async def nodes_tried(self, job_ids: Sequence[UUID]) -> dict[UUID, frozenset[UUID]]:
+        """Nodes on which earlier attempts of these jobs were lost or failed."""
+        query = sa.select(_A.job_id, _A.node_id).where(
+            _A.job_id.in_(list(job_ids)), _A.outcome.in_((LOST, str(JobState.FAILED)))
+        )
+        tried: dict[UUID, set[UUID]] = {}
+        for job_id, node_id in await self._connection.execute(query):
+            tried.setdefault(job_id, set()).add(node_id)
+        return {job_id: frozenset(found) for job_id, found in tried.items()}
+
+    async def renew(
+        self, node_id: UUID, refs: Sequence[tuple[UUID, int]], lease: timedelta
+    ) -> list[tuple[UUID, int]]:
+        """Renew the leases of a node's attempts; returns those that are not its own any more."""
+        if not refs:
+            return []
+        given = sa.func.unnest(
+            sa.cast([r[0] for r in refs], _UUIDS), sa.cast([r[1] for r in refs], ARRAY(INTEGER))
+        ).table_valued("job_id", "attempt", name="given")
+        rows = await self._connection.execute(
+            sa.update(jobs)
+            .where(_J.id == given.c.job_id, _J.attempt == given.c.attempt, _J.node_id == node_id,
+                   _J.state.in_(IN_FLIGHT))
+            .values(lease_expires_at=sa.func.now() + lease).returning(_J.id, _J.attempt)
+        )
+        renewed = {(row.id, row.attempt) for row in rows}
+        return [ref for ref in refs if ref not in renewed]
+
+    async def in_flight(self) -> dict[UUID, int]:
+        """Attempts in flight by assignment; what placement counts slots with."""
+        query = (
+            sa.select(_J.assignment_id, sa.func.count())
+            .where(_J.state.in_(IN_FLIGHT)).group_by(_J.assignment_id)
+        )
+        return {row[0]: int(row[1]) for row in await self._connection.execute(query)}
+
+    async def of_node(self, node_id: UUID) -> list[Job]:
+        """Jobs in flight on a node, locked for what follows."""
+        query = (
+            sa.select(jobs).where(_J.node_id == node_id, _J.state.in_(IN_FLIGHT))
+            .order_by(_J.id).with_for_update()
+        )
+        return [record(Job, r) for r in (await self._connection.execute(query)).mappings()]
+
+    async def overdue(self, limit: int) -> list[Job]:
+        """Jobs in flight whose lease ended, locked; those that another orchestrator holds are passed."""
+        query = (
+            sa.select(jobs)
+            .where(_J.state.in_(IN_FLIGHT), _J.lease_expires_at < sa.func.now())
+            .order_by(_J.id).limit(limit).with_for_update(skip_locked=True)
+        )
+        return [record(Job, r) for r in (await self._connection.execute(query)).mappings()]
+
+    async def cancels_due(self, grace: timedelta, limit: int) -> list[Job]:
+        """Jobs in flight whose cancel was asked for longer ago than `grace`, locked."""
+        query = (
+            sa.select(jobs)
+            .where(_J.state.in_(IN_FLIGHT), _J.cancel_requested_at < sa.func.now() - grace)
+            .order_by(_J.id).limit(limit).with_for_update(skip_locked=True)
+        )
+        return [record(Job, r) for r in (await self._connection.execute(query)).mappings()]
+
+    async def _one(self, statement: sa.Executable) -> Job | None:
+        row = (await self._connection.execute(statement)).mappings().first()
+        return None if row is None else record(Job, row)

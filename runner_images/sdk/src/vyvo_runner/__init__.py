@@ -1,0 +1,18 @@
+"""What a Cog predictor needs to be a runner: its weights, its progress, and where outputs go."""
+
+from .errors import RunnerError, SettingsError, UploadError, WeightsError
+from .prediction import prediction_id, progress
+from .upload import Artifact, upload
+from .weights import weights_path
+
+__all__ = [
+    "Artifact",
+    "RunnerError",
+    "SettingsError",
+    "UploadError",
+    "WeightsError",
+    "prediction_id",
+    "progress",
+    "upload",
+    "weights_path",
+]

@@ -11,11 +11,10 @@ from vyvo_dagster.domain.job import Priority
 __all__ = [
     "ALL_EVENTS",
     "BUILDS",
-    "CLAIMED_EPOCH",
+    "EPOCH",
     "GROUP_AGENT",
     "GROUP_DAGSTER",
     "GROUP_ORCHESTRATOR",
-    "MODELS",
     "WAKE",
     "build_log",
     "job_events",
@@ -29,13 +28,11 @@ GROUP_DAGSTER: Final = "dagster"
 
 BUILDS: Final = "vyvo:builds"
 """Stream of builds to launch; fields: id."""
-MODELS: Final = "vyvo:models"
-"""Set of the model ids that have had a job stream."""
 WAKE: Final = "vyvo:wake"
 """Pub/sub channel: something that dispatch waits for may have changed."""
 ALL_EVENTS: Final = "vyvo:events"
 """Stream of all events, capped; one reader per api process feeds its SSE clients from it."""
-CLAIMED_EPOCH: Final = "vyvo:epoch"
+EPOCH: Final = "vyvo:epoch"
 """Set while the streams hold what the rows say; missing after a flush, which asks for a rebuild."""
 
 

@@ -1,0 +1,280 @@
+"""The log of one build: followed live in Redis, kept whole in the object store.
+
+Every line has a number from 1 and appears once, in order, in three places:
+
+- a spool file on the build host, one JSON object a line: `{"n", "t", "step", "text"}`;
+- a Redis stream, entry id `<n>-0`, fields `n`, `t`, `step`, `text`, for those who follow. An id
+  that is there already is refused by Redis, so a batch that is sent again after a lost answer adds
+  nothing. The last entry has `end`, the build's terminal state;
+- after close, the object `builds/<build_id>.log` in the bucket `log`, the same JSON lines.
+
+The steps of a build may run in several processes one after another: a sink that is opened again
+goes on where the last one stopped.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Protocol, Self, cast
+
+import redis
+
+from vyvo_dagster.domain.build import BuildState
+from vyvo_dagster.domain.model import Modality
+from vyvo_dagster.errors import Unavailable
+from vyvo_dagster.objects import ObjectStore
+
+__all__ = ["BuildLog", "LogSink"]
+
+_FLUSH_SECONDS: Final = 0.05
+_BATCH: Final = 500
+_LINE_BYTES: Final = 16 << 10
+_TOTAL_BYTES: Final = 64 << 20
+_MASK: Final = "***"
+_MASKED_CHARS: Final = 4
+_OPEN_TTL: Final = 7 * 86400
+_CLOSED_TTL: Final = 86400
+
+
+class LogSink(Protocol):
+    """Takes the lines of a build."""
+
+    def line(self, step: str, text: str) -> None:
+        """Record text under a step; text with line breaks becomes several lines."""
+        ...
+
+    def flush(self) -> None:
+        """Return once all lines so far can be read by followers, or after a few seconds."""
+        ...
+
+    def close(self, state: BuildState) -> str:
+        """End the log; return the URL of the whole of it."""
+        ...
+
+
+class BuildLog:
+    """LogSink over a spool file, a Redis stream and the object store. Threads may share one.
+
+    Args:
+        build_id: names the object.
+        spool: file on the build host.
+        connection: Redis.
+        key: of the stream.
+        store: where the whole log goes on close.
+        secrets: values replaced by `***`; those under 4 characters are not secrets.
+
+    Raises:
+        Unavailable: Redis does not answer when the log is opened.
+    """
+
+    def __init__(
+        self,
+        build_id: str,
+        spool: Path,
+        connection: "redis.Redis",
+        key: str,
+        store: ObjectStore,
+        *,
+        secrets: Iterable[str] = (),
+    ) -> None:
+        self._build_id, self._spool, self._redis, self._key = build_id, spool, connection, key
+        self._store = store
+        # Longest first: a secret that contains another must not leave its rest behind.
+        usable = {s for s in secrets if len(s) >= _MASKED_CHARS}
+        self._secrets = sorted(usable, key=len, reverse=True)
+        self._lock = threading.Lock()
+        self._wake = threading.Condition(self._lock)
+        self._stopping = self._cut = self._closed = False
+        spool.parent.mkdir(parents=True, exist_ok=True)
+        self._pending: list[dict[str, str]] = []
+        self._lines, self._bytes = self._restore()
+        self._file = spool.open("a", encoding="utf-8")
+        self._flusher = threading.Thread(target=self._run, name=f"log-{build_id}", daemon=True)
+        self._flusher.start()
+
+    @property
+    def lines(self) -> int:
+        """How many lines the log has."""
+        return self._lines
+
+    def line(self, step: str, text: str) -> None:
+        """Record text under a step. Never raises for a Redis that does not answer."""
+        for secret in self._secrets:
+            text = text.replace(secret, _MASK)
+        with self._wake:
+            if self._closed:
+                return
+            for part in text.splitlines() or [""]:
+                for piece in _pieces(part):
+                    self._add(step, piece)
+            self._file.flush()
+            self._wake.notify()
+
+    def flush(self, timeout: float = 5.0) -> None:
+        """Wait until followers can read all lines so far, at most `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        with self._wake:
+            while self._pending and (left := deadline - time.monotonic()) > 0:
+                self._wake.notify()
+                self._wake.wait(min(left, _FLUSH_SECONDS))
+
+    def detach(self) -> None:
+        """Stop without ending the log: another process goes on with it."""
+        self._stop()
+
+    def close(self, state: BuildState) -> str:
+        """End the log with the build's terminal state.
+
+        The whole log is stored before the stream says that it ended, so that a follower who sees
+        the end can read the object. Closing again stores again and adds no second end.
+
+        Returns:
+            `s3://<prefix>log/builds/<build_id>.log`.
+
+        Raises:
+            Unavailable: the object store or Redis did not answer. Calling again is safe.
+        """
+        self._stop()
+        url = self._store.put_file(
+            self._store.bucket(Modality.LOG),
+            f"builds/{self._build_id}.log",
+            self._spool,
+            "application/x-ndjson",
+        )
+        n = self._lines + 1
+        end = {"n": str(n), "t": f"{time.time():.3f}", "step": "", "text": "", "end": str(state)}
+        try:
+            if self._pending:
+                self._send(self._pending)
+                self._pending = []
+            self._send([end])
+            self._redis.expire(self._key, _CLOSED_TTL)
+        except redis.RedisError as error:
+            raise Unavailable(f"Redis did not take the end of the log of build {self._build_id}") from error
+        return url
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop()
+
+    def _add(self, step: str, text: str) -> None:
+        if self._cut:
+            return
+        if self._bytes > _TOTAL_BYTES:
+            self._cut, step, text = True, "log", f"the log is cut here, at {_TOTAL_BYTES >> 20} MiB"
+        self._lines += 1
+        row = {"n": self._lines, "t": round(time.time(), 3), "step": step, "text": text}
+        written = json.dumps(row) + "\n"
+        self._file.write(written)
+        self._bytes += len(written)
+        self._pending.append(_entry(row))
+
+    def _stop(self) -> None:
+        self.flush()
+        with self._wake:
+            self._closed = self._stopping = True
+            self._wake.notify_all()
+        self._flusher.join(timeout=5.0)
+        if not self._file.closed:
+            self._file.close()
+
+    def _run(self) -> None:
+        pause = _FLUSH_SECONDS
+        while True:
+            with self._wake:
+                while not self._pending and not self._stopping:
+                    self._wake.wait()
+                if self._stopping and (not self._pending or pause > _FLUSH_SECONDS):
+                    return
+                if not self._stopping and len(self._pending) < _BATCH:
+                    # What comes within this time travels in the same batch.
+                    self._wake.wait_for(lambda: self._stopping, timeout=pause)
+                batch = self._pending[:_BATCH]
+            try:
+                self._send(batch)
+            except redis.RedisError:
+                # The spool has the lines; followers get them when Redis is back.
+                pause = min(pause * 2, 2.0)
+                continue
+            pause = _FLUSH_SECONDS
+            with self._wake:
+                del self._pending[: len(batch)]
+                self._wake.notify_all()
+
+    def _send(self, batch: list[dict[str, str]]) -> None:
+        pipeline = self._redis.pipeline(transaction=False)
+        for entry in batch:
+            pipeline.xadd(self._key, cast("Any", entry), id=f"{entry['n']}-0")
+        pipeline.expire(self._key, _OPEN_TTL)
+        answers = cast("list[Any]", pipeline.execute(raise_on_error=False))
+        for answer in answers:
+            # "equal or smaller than the target stream top item": sent before, answer lost.
+            if isinstance(answer, redis.RedisError) and "equal or smaller" not in str(answer):
+                raise answer
+
+    def _restore(self) -> tuple[int, int]:
+        """Lines and bytes of what earlier sinks of this build wrote, here or on another host."""
+        rows: list[dict[str, Any]] = []
+        if self._spool.exists():
+            for raw in self._spool.read_bytes().split(b"\n"):
+                try:
+                    row = cast("dict[str, Any]", json.loads(raw))
+                except ValueError:
+                    continue
+                if row.get("n") == len(rows) + 1:
+                    rows.append(row)
+        spooled = len(rows)
+        try:
+            streamed = cast("list[Any]", self._redis.xrange(self._key, min=f"{spooled + 1}-0"))
+        except redis.RedisError as error:
+            raise Unavailable("Redis does not answer; the build's log cannot be opened") from error
+        for _, raw_fields in streamed:
+            fields = {_text(k): _text(v) for k, v in cast("dict[Any, Any]", raw_fields).items()}
+            if "end" not in fields and int(fields["n"]) == len(rows) + 1:
+                rows.append({"n": int(fields["n"]), "t": float(fields["t"]),
+                             "step": fields["step"], "text": fields["text"]})  # fmt: skip
+        # Rewritten whole: a process that was killed may have left half a line.
+        data = "".join(json.dumps(row) + "\n" for row in rows)
+        partial = self._spool.with_suffix(".partial")
+        partial.write_text(data, encoding="utf-8")
+        partial.replace(self._spool)
+        # What a Redis that was away, or flushed since, never got.
+        self._pending = [_entry(row) for row in rows[self._streamed() :]]
+        return len(rows), len(data)
+
+    def _streamed(self) -> int:
+        """Number of the stream's last line; 0 for a stream that is empty or gone."""
+        last = cast("list[Any]", self._redis.xrevrange(self._key, count=1))
+        return int(_text(last[0][0]).partition("-")[0]) if last else 0
+
+
+def _entry(row: dict[str, Any]) -> dict[str, str]:
+    return {"n": str(row["n"]), "t": f"{row['t']:.3f}", "step": row["step"], "text": row["text"]}
+
+
+def _pieces(text: str) -> list[str]:
+    """A line in pieces of at most 16 KiB of UTF-8."""
+    if len(text) * 4 <= _LINE_BYTES or len(text.encode(errors="replace")) <= _LINE_BYTES:
+        return [text.encode(errors="replace").decode()]
+    data, out = text.encode(errors="replace"), []
+    while data:
+        end = min(_LINE_BYTES, len(data))
+        while end < len(data) and data[end] & 0xC0 == 0x80:
+            end -= 1
+        out.append(data[:end].decode())
+        data = data[end:]
+    return out
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

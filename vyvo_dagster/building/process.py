@@ -1,0 +1,138 @@
+"""External commands of a build: every line to the log, stopped by cancel or timeout."""
+
+import os
+import queue
+import signal
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+from vyvo_dagster.building.types import BuildCanceled, Log
+from vyvo_dagster.errors import BuildFailed
+
+__all__ = ["run_logged", "stop_group"]
+
+_POLL_SECONDS = 0.25
+_GRACE_SECONDS = 3.0
+_TAIL_LINES = 12
+_LINE_BYTES = 1 << 20
+
+
+def run_logged(
+    argv: Sequence[str],
+    *,
+    step: str,
+    log: Log,
+    cancel: threading.Event,
+    timeout: float,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    on_line: Callable[[str], tuple[str, str] | None] | None = None,
+) -> str:
+    """Run a command in its own process group and log what it prints.
+
+    Args:
+        argv: the command; no shell sees it.
+        step: name of the step in the log and in errors.
+        cancel: once set, the group gets SIGTERM, then SIGKILL 3 s later.
+        timeout: seconds until the same happens.
+        env: added to this process's environment.
+        on_line: turns a printed line into (step, text), or None to drop it.
+
+    Returns:
+        The last lines printed, for what a caller reads out of them.
+
+    Raises:
+        BuildCanceled: `cancel` was set.
+        BuildFailed: the command is missing, ran too long, or exited non-zero; the detail holds
+            its last lines.
+    """
+    try:
+        process = subprocess.Popen(
+            list(argv),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(env or {})},
+            cwd=cwd,
+            start_new_session=True,
+        )
+    except FileNotFoundError as error:
+        raise BuildFailed(f"{step}: the command {argv[0]} is not installed on the build host") from error
+    tail: deque[str] = deque(maxlen=_TAIL_LINES)
+    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    reader = threading.Thread(target=_read, args=(process.stdout, lines), daemon=True)
+    reader.start()
+    deadline = time.monotonic() + timeout
+    try:
+        while True:
+            if cancel.is_set():
+                raise BuildCanceled(f"{step}: the build was canceled")
+            if time.monotonic() > deadline:
+                raise BuildFailed(f"{step}: gave up after {timeout:g} s")
+            try:
+                line = lines.get(timeout=_POLL_SECONDS)
+            except queue.Empty:
+                # A grandchild may hold the pipe open after the command itself is gone.
+                if process.poll() is not None and not reader.is_alive():
+                    break
+                continue
+            if line is None:
+                break
+            shown = on_line(line) if on_line else (step, line)
+            if shown is not None:
+                log.line(*shown)
+                tail.append(shown[1])
+        code = process.wait(timeout=max(deadline - time.monotonic(), 1.0))
+    except subprocess.TimeoutExpired as error:
+        raise BuildFailed(f"{step}: gave up after {timeout:g} s") from error
+    finally:
+        stop_group(process)
+        reader.join(timeout=1.0)
+        if process.stdout and not reader.is_alive():
+            process.stdout.close()
+    if code != 0:
+        raise BuildFailed(f"{step} failed with exit status {code}: {_last(tail)}")
+    return "\n".join(tail)
+
+
+def stop_group(process: "subprocess.Popen[bytes]", grace: float = _GRACE_SECONDS) -> None:
+    """Terminate a process started with `start_new_session` and all of its group; wait for it."""
+    running = process.poll() is None
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGTERM if running else signal.SIGKILL)
+    if not running:
+        return
+    try:
+        process.wait(timeout=grace)
+    except subprocess.TimeoutExpired:
+        pass
+    # Whatever of the group outlived the leader goes too.
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(timeout=5.0)
+
+
+def _read(stream: IO[bytes] | None, lines: "queue.SimpleQueue[str | None]") -> None:
+    try:
+        if stream is not None:
+            while raw := stream.readline(_LINE_BYTES):
+                # A progress bar redraws its line with \r: only the last drawing counts.
+                text = raw.decode(errors="replace").rstrip("\r\n").rsplit("\r", 1)[-1]
+                if text.strip():
+                    lines.put(text)
+    except (OSError, ValueError):
+        pass
+    finally:
+        lines.put(None)
+
+
+def _last(tail: "deque[str]") -> str:
+    errors = [text for text in tail if "error" in text.lower()]
+    chosen = (errors or list(tail))[-3:]
+    return " | ".join(text.strip() for text in chosen)[:600] or "it printed nothing"

@@ -1,0 +1,69 @@
+"""What an OCI registry says of an image, over its HTTP API (distribution spec v1.1)."""
+
+import hashlib
+import json
+from typing import Any, Final, NamedTuple, cast
+
+import httpx
+
+from vyvo_dagster.errors import BuildFailed, Unavailable
+
+__all__ = ["Manifest", "read_manifest", "registry_answers"]
+
+_ACCEPT: Final = ", ".join(
+    (
+        "application/vnd.oci.image.manifest.v1+json",
+        "application/vnd.docker.distribution.manifest.v2+json",
+        "application/vnd.oci.image.index.v1+json",
+        "application/vnd.docker.distribution.manifest.list.v2+json",
+    )
+)
+_LOOPBACK: Final = ("127.", "localhost", "[::1]")
+
+
+class Manifest(NamedTuple):
+    """A manifest's digest (`sha256:...`), and the bytes of config and compressed layers."""
+
+    digest: str
+    size_bytes: int
+
+
+def registry_answers(registry: str, timeout: float = 3.0) -> bool:
+    """Whether a registry is at `host:port`; one that asks for a login counts."""
+    try:
+        status = httpx.get(f"{_base(registry)}/v2/", timeout=timeout, trust_env=False).status_code
+    except httpx.HTTPError:
+        return False
+    return status in {httpx.codes.OK, httpx.codes.UNAUTHORIZED}
+
+
+def read_manifest(registry: str, repository: str, digest: str, timeout: float = 30.0) -> Manifest | None:
+    """The manifest that the registry holds under `digest`, its bytes checked against it.
+
+    Returns:
+        None where the registry asks for a login that only the engine has.
+
+    Raises:
+        BuildFailed: the registry does not have it, or has other bytes.
+        Unavailable: it does not answer.
+    """
+    url = f"{_base(registry)}/v2/{repository}/manifests/{digest}"
+    try:
+        answer = httpx.get(url, headers={"Accept": _ACCEPT}, timeout=timeout, trust_env=False)
+    except httpx.HTTPError as error:
+        raise Unavailable(f"the registry {registry} does not answer ({type(error).__name__})") from error
+    if answer.status_code in {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN}:
+        return None
+    if answer.status_code != httpx.codes.OK:
+        raise BuildFailed(f"push: {registry}/{repository}@{digest} answered {answer.status_code}")
+    found = f"sha256:{hashlib.sha256(answer.content).hexdigest()}"
+    if found != digest:
+        raise BuildFailed(f"push: the registry holds {found} under {digest}")
+    manifest = cast("dict[str, Any]", json.loads(answer.content))
+    parts = [manifest.get("config") or {}, *(manifest.get("layers") or [])]
+    return Manifest(digest, sum(int(part.get("size", 0)) for part in parts))
+
+
+def _base(registry: str) -> str:
+    # As Docker does: loopback registries are plain HTTP, all others need TLS.
+    return f"{'http' if registry.startswith(_LOOPBACK) else 'https'}://{registry}"

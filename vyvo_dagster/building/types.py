@@ -1,0 +1,131 @@
+"""What a build is given and what it answers."""
+
+import threading
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from vyvo_dagster.domain.build import BuildBackend, BuildState
+from vyvo_dagster.errors import BuildFailed
+
+__all__ = ["BuildCanceled", "BuildContext", "BuildRequest", "BuildResult", "Log", "Phases"]
+
+
+class BuildCanceled(BuildFailed):
+    """The build was stopped because someone asked for it."""
+
+    code = "build_canceled"
+
+
+class Log(Protocol):
+    """Takes the lines of a build, in order."""
+
+    def line(self, step: str, text: str) -> None:
+        """Record one line; text with line breaks becomes several."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class BuildRequest:
+    """One build. All of it was validated before: nothing here reaches a shell."""
+
+    build_id: str
+    template_dir: Path
+    template_name: str
+    template_hash: str
+    model_id: str
+    version: str
+    base_image: str
+    sdk_dir: Path
+    """Source of the `vyvo_runner` package, put into every image."""
+    env: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Given to the runner when it runs, the check included; never part of the image."""
+    weights_path: Path | None = None
+    """Local copy of the weights for the health check; None checks only that the server answers."""
+    labels: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Added to the image's labels."""
+    gpu: bool = False
+    """Whether the model's setup needs a GPU; on a build host without one setup is not checked."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuildResult:
+    """A built runner. Digests are `sha256:<hex>`; durations in seconds by phase."""
+
+    backend: BuildBackend
+    image: str
+    """`registry/vyvo/owner/name@sha256:...` or `venv://sha256:...`: what an agent runs."""
+    digest: str
+    size_bytes: int
+    """What the registry holds for it (compressed layers and config), or bytes on disk of a venv."""
+    lock_sha256: str
+    lock_url: str | None
+    base_digest: str | None
+    python: str
+    durations: Mapping[str, float]
+    input_schema: Mapping[str, Any]
+    output_schema: Mapping[str, Any]
+
+
+class Phases:
+    """Seconds by phase of a build, for BuildResult.durations."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Generator[None]:
+        """Time what happens inside under `name`."""
+        before = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(time.monotonic() - before, 3)
+
+    def durations(self) -> dict[str, float]:
+        """All phases, and `total` since this was made."""
+        return {**self.seconds, "total": round(time.monotonic() - self._started, 3)}
+
+
+def _ignore(_state: BuildState) -> None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class BuildContext:
+    """What surrounds a build.
+
+    Args:
+        data_dir: caches and scratch; the wheelhouses and environments are shared by all builds.
+        log: where lines go.
+        cancel: set by whoever wants the build to stop; looked at four times a second.
+        timeout: seconds for each external command.
+        ready_timeout: seconds that a runner may take until its health check says READY.
+        on_state: told when the build goes on to BuildState.PUSHING.
+        upload_lock: stores the lock file and returns its URL; None keeps it local.
+        runner_env: the platform's environment of a runner (VYVO_S3_*), for the health check.
+    """
+
+    data_dir: Path
+    log: Log
+    cancel: threading.Event = field(default_factory=threading.Event)
+    timeout: float = 3600.0
+    ready_timeout: float = 300.0
+    on_state: Callable[[BuildState], None] = _ignore
+    upload_lock: Callable[[Path], str] | None = None
+    runner_env: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    def scratch(self, build_id: str) -> Path:
+        """The folder of one build, made; its log spool is there too."""
+        folder = self.data_dir.resolve() / "builds" / build_id
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def check_canceled(self) -> None:
+        """Raise BuildCanceled once someone asked for it."""
+        if self.cancel.is_set():
+            raise BuildCanceled("the build was canceled")

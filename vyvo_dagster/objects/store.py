@@ -1,0 +1,349 @@
+"""The object store of artifacts, weights and logs, over the minio SDK.
+
+Synchronous: the agent and the api run it in threads. Nothing here knows a database.
+"""
+
+import hashlib
+import io
+import os
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import urllib3
+from minio import Minio
+from minio.commonconfig import ENABLED, CopySource, Filter
+from minio.error import MinioException, S3Error
+from minio.lifecycleconfig import Expiration, LifecycleConfig, Rule
+
+from vyvo_dagster.domain.model import Modality
+from vyvo_dagster.errors import Conflict, InvalidInput, NotFound, Unavailable, VyvoError
+from vyvo_dagster.objects.uri import S3Uri, format_s3_uri, parse_s3_uri
+from vyvo_dagster.settings import S3Settings
+
+__all__ = ["ObjectStat", "ObjectStore"]
+
+_CHUNK: Final = 1 << 20
+_PART: Final = 16 << 20
+_ARTIFACT_TTL: Final = 7 * 86400
+_LOG_TTL: Final = 90 * 86400
+_MISSING: Final = frozenset({"NoSuchKey", "NoSuchBucket", "NoSuchObject", "NotFound"})
+_OWNED: Final = frozenset({"BucketAlreadyOwnedByYou", "BucketAlreadyExists"})
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectStat:
+    """What the store says of one object."""
+
+    uri: str
+    size_bytes: int
+    etag: str
+    content_type: str
+    modified_at: datetime
+    metadata: Mapping[str, str]
+
+
+class ObjectStore:
+    """One S3 endpoint as one identity.
+
+    Args:
+        settings: endpoint, credentials and bucket prefix.
+        artifact_ttl_seconds: age at which the store may expire objects of output buckets.
+        log_ttl_seconds: the same for build logs. Weights never expire.
+        connect_timeout: seconds to reach the endpoint.
+        read_timeout: seconds of silence after which a transfer is given up.
+
+    Methods raise Unavailable when the endpoint does not answer or refuses the credentials,
+    NotFound for a missing object or bucket, InvalidInput for a malformed location.
+    """
+
+    def __init__(
+        self,
+        settings: S3Settings,
+        *,
+        artifact_ttl_seconds: int = _ARTIFACT_TTL,
+        log_ttl_seconds: int = _LOG_TTL,
+        connect_timeout: float = 5.0,
+        read_timeout: float = 60.0,
+    ) -> None:
+        self._settings = settings
+        self._artifact_ttl = artifact_ttl_seconds
+        self._log_ttl = log_ttl_seconds
+        pool = urllib3.PoolManager(
+            timeout=urllib3.Timeout(connect=connect_timeout, read=read_timeout),
+            retries=urllib3.Retry(total=3, backoff_factor=0.2, status_forcelist=[500, 502, 503, 504]),
+            maxsize=10,
+        )
+        self._client = _client(settings.endpoint, settings, pool)
+        # A signature covers the host, so URLs for clients are signed by a client that has theirs.
+        public = settings.public_endpoint or settings.endpoint
+        self._public = _client(public, settings, pool)
+
+    def bucket(self, modality: Modality) -> str:
+        """Name of the bucket of a modality, such as `vyvo-image`."""
+        return f"{self._settings.bucket_prefix}{modality}"
+
+    def ensure_buckets(self) -> list[str]:
+        """Create the bucket of every modality and set its expiry; return those left without one.
+
+        A store without lifecycle rules keeps its objects; the expiry pass deletes them then.
+        """
+        without: list[str] = []
+        for modality in Modality:
+            name = self.bucket(modality)
+            with self._mapped(name):
+                if not self._client.bucket_exists(bucket_name=name):
+                    self._make(name)
+            ttl = self._ttl(modality)
+            if ttl is not None and not self._expire(name, ttl):
+                without.append(name)
+        return without
+
+    def put_file(
+        self,
+        bucket: str,
+        key: str,
+        path: Path,
+        content_type: str = "application/octet-stream",
+        *,
+        metadata: Mapping[str, str] | None = None,
+    ) -> str:
+        """Stream a file into the store; return its `s3://` location."""
+        uri = format_s3_uri(bucket, key)
+        with path.open("rb") as file:
+            self._put(uri, bucket, key, file, os.fstat(file.fileno()).st_size, content_type, metadata)
+        return uri
+
+    def put_bytes(
+        self,
+        bucket: str,
+        key: str,
+        data: bytes,
+        content_type: str = "application/octet-stream",
+        *,
+        metadata: Mapping[str, str] | None = None,
+    ) -> str:
+        """Store bytes; return their `s3://` location."""
+        uri = format_s3_uri(bucket, key)
+        self._put(uri, bucket, key, io.BytesIO(data), len(data), content_type, metadata)
+        return uri
+
+    def get_to_file(
+        self,
+        uri: str,
+        path: Path,
+        *,
+        sha256: str | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> str:
+        """Download an object to `path`, which appears whole or not at all.
+
+        Args:
+            uri: `s3://bucket/key`.
+            path: destination; its folder is made.
+            sha256: what the bytes must hash to, in hex, with or without `sha256:`.
+            progress: called with the bytes so far.
+
+        Returns:
+            The hex SHA-256 of the bytes.
+
+        Raises:
+            Conflict: the bytes are not those of the checksum.
+        """
+        bucket, key = parse_s3_uri(uri)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.partial")
+        try:
+            with self._mapped(uri):
+                found = self._stream(bucket, key, partial, progress)
+            wanted = sha256.removeprefix("sha256:").lower() if sha256 else found
+            if found != wanted:
+                raise Conflict(f"{uri} has checksum sha256:{found}, expected sha256:{wanted}")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+        return found
+
+    def get_bytes(self, uri: str, *, max_bytes: int = 64 << 20) -> bytes:
+        """A small object's bytes; InvalidInput if it is larger than `max_bytes`."""
+        bucket, key = parse_s3_uri(uri)
+        with self._mapped(uri):
+            response: Any = self._client.get_object(bucket_name=bucket, object_name=key)
+            try:
+                data: bytes = response.read(max_bytes + 1)
+            finally:
+                response.close()
+                response.release_conn()
+        if len(data) > max_bytes:
+            raise InvalidInput(f"{uri} is larger than {max_bytes} bytes")
+        return data
+
+    def stat(self, uri: str) -> ObjectStat:
+        """Size, type, time and user metadata of an object."""
+        bucket, key = parse_s3_uri(uri)
+        with self._mapped(uri):
+            found = self._client.stat_object(bucket_name=bucket, object_name=key)
+        meta = {k.lower().removeprefix("x-amz-meta-"): str(v) for k, v in (found.metadata or {}).items()}
+        return ObjectStat(
+            uri=uri,
+            size_bytes=found.size or 0,
+            etag=found.etag or "",
+            content_type=found.content_type or "application/octet-stream",
+            modified_at=found.last_modified or datetime.now(UTC),
+            metadata=meta,
+        )
+
+    def copy(self, source: str, bucket: str, key: str) -> str:
+        """Copy inside the store, without moving bytes through here; return the new location."""
+        origin = parse_s3_uri(source)
+        uri = format_s3_uri(bucket, key)
+        with self._mapped(source):
+            self._client.copy_object(
+                bucket_name=bucket,
+                object_name=key,
+                source=CopySource(bucket_name=origin.bucket, object_name=origin.key),
+            )
+        return uri
+
+    def presign_get(self, uri: str, expires_seconds: int, *, filename: str | None = None) -> str:
+        """A URL that reads the object without credentials for `expires_seconds` (1 to 604800).
+
+        Signed for `public_endpoint` where that is set; no request is made.
+        """
+        bucket, key = parse_s3_uri(uri)
+        headers: Any = None
+        if filename is not None:
+            quoted = "".join(c if c.isalnum() or c in "._- " else "_" for c in filename)
+            headers = {"response-content-disposition": f'inline; filename="{quoted}"'}
+        with self._mapped(uri):
+            return self._public.presigned_get_object(
+                bucket_name=bucket,
+                object_name=key,
+                expires=timedelta(seconds=expires_seconds),
+                response_headers=headers,
+            )
+
+    def delete(self, uri: str) -> None:
+        """Delete an object; one that is gone already is no error."""
+        bucket, key = parse_s3_uri(uri)
+        with suppress(NotFound), self._mapped(uri):
+            self._client.remove_object(bucket_name=bucket, object_name=key)
+
+    def list(self, bucket: str, prefix: str = "") -> Generator[S3Uri]:
+        """Every object under `prefix`, in key order."""
+        with self._mapped(bucket):
+            for item in self._client.list_objects(bucket_name=bucket, prefix=prefix, recursive=True):
+                if item.object_name and not item.is_dir:
+                    yield S3Uri(bucket, item.object_name)
+
+    def _put(
+        self,
+        uri: str,
+        bucket: str,
+        key: str,
+        data: Any,
+        length: int,
+        content_type: str,
+        metadata: Mapping[str, str] | None,
+    ) -> None:
+        with self._mapped(uri):
+            self._client.put_object(
+                bucket_name=bucket,
+                object_name=key,
+                data=data,
+                length=length,
+                content_type=content_type,
+                metadata=dict(metadata) if metadata else None,
+                part_size=_PART if length > _PART else 0,
+            )
+
+    def _stream(
+        self, bucket: str, key: str, partial: Path, progress: Callable[[int], None] | None
+    ) -> str:
+        digest, done = hashlib.sha256(), 0
+        response: Any = self._client.get_object(bucket_name=bucket, object_name=key)
+        try:
+            with partial.open("wb") as file:
+                for chunk in response.stream(_CHUNK):
+                    digest.update(chunk)
+                    file.write(chunk)
+                    done += len(chunk)
+                    if progress:
+                        progress(done)
+                file.flush()
+                os.fsync(file.fileno())
+        finally:
+            response.close()
+            response.release_conn()
+        return digest.hexdigest()
+
+    def _make(self, bucket: str) -> None:
+        try:
+            self._client.make_bucket(bucket_name=bucket, location=self._settings.region)
+        except S3Error as error:
+            # Two processes start at once: whoever comes second finds it made.
+            if error.code not in _OWNED:
+                raise
+
+    def _ttl(self, modality: Modality) -> int | None:
+        if modality is Modality.MODEL:
+            return None
+        return self._log_ttl if modality is Modality.LOG else self._artifact_ttl
+
+    def _expire(self, bucket: str, ttl_seconds: int) -> bool:
+        days = max(1, -(-ttl_seconds // 86400))
+        rule = Rule(
+            status=ENABLED,
+            rule_filter=Filter(prefix=""),
+            rule_id="vyvo-expiry",
+            expiration=Expiration(days=days),
+        )
+        try:
+            self._client.set_bucket_lifecycle(bucket_name=bucket, config=LifecycleConfig([rule]))
+        except S3Error:
+            return False
+        except (MinioException, urllib3.exceptions.HTTPError) as error:
+            raise self._unavailable(error) from error
+        return True
+
+    @contextmanager
+    def _mapped(self, what: str) -> Generator[None]:
+        try:
+            yield
+        except VyvoError:
+            raise
+        except S3Error as error:
+            if error.code in _MISSING:
+                raise NotFound(f"{what} does not exist in the object store") from error
+            raise Unavailable(f"the object store refused {what}: {error.code} {error.message}") from error
+        except (MinioException, urllib3.exceptions.HTTPError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise self._unavailable(error) from error
+        except ValueError as error:
+            raise InvalidInput(f"the object store cannot take {what}: {error}") from error
+
+    def _unavailable(self, error: Exception) -> Unavailable:
+        return Unavailable(
+            f"the object store at {self._settings.endpoint} does not answer ({type(error).__name__}); "
+            "check VYVO_S3_ENDPOINT and that it runs"
+        )
+
+
+def _client(endpoint: str, settings: S3Settings, pool: urllib3.PoolManager) -> Minio:
+    parts = urlsplit(endpoint)
+    if parts.scheme not in {"http", "https"} or not parts.netloc or parts.path not in {"", "/"}:
+        raise InvalidInput(f"an S3 endpoint looks like http://host:port; got {endpoint!r}")
+    return Minio(
+        parts.netloc,
+        access_key=settings.access_key,
+        secret_key=settings.secret_key.get_secret_value(),
+        secure=parts.scheme == "https",
+        region=settings.region,
+        http_client=pool,
+    )
+

@@ -57,7 +57,7 @@ class AttemptRepository:
             sa.cast([p.job_id for p in placed], _UUIDS),
             sa.cast([p.node_id for p in placed], _UUIDS),
             sa.cast([p.assignment_id for p in placed], _UUIDS),
-        ).table_valued("job_id", "node_id", "assignment_id", name="given")
+        ).table_valued("job_id", "node_id", "assignment_id").render_derived("given")
         rows = await self._connection.execute(
             sa.update(jobs)
             .where(_J.id == given.c.job_id, _J.state == JobState.QUEUED, _J.expires_at > sa.func.now())
@@ -186,7 +186,7 @@ class AttemptRepository:
             return []
         given = sa.func.unnest(
             sa.cast([r[0] for r in refs], _UUIDS), sa.cast([r[1] for r in refs], ARRAY(INTEGER))
-        ).table_valued("job_id", "attempt", name="given")
+        ).table_valued("job_id", "attempt").render_derived("given")
         rows = await self._connection.execute(
             sa.update(jobs)
             .where(_J.id == given.c.job_id, _J.attempt == given.c.attempt, _J.node_id == node_id,

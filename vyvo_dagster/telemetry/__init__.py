@@ -1,0 +1,1 @@
+"""What this system says of itself to the outside: metrics, traces."""

@@ -1,0 +1,61 @@
+"""Gauges that only the rows know: queue depths, ages, nodes, outbox lag."""
+
+import asyncio
+from collections.abc import Iterable
+
+from prometheus_client import Gauge
+
+from vyvo_dagster.domain.node import NodeState
+from vyvo_dagster.errors import Unavailable
+from vyvo_dagster.store.database import Database
+from vyvo_dagster.telemetry import metrics
+
+__all__ = ["Gauges"]
+
+_SECONDS = 5.0
+
+
+class Gauges:
+    """Reads them every five seconds, until canceled."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._queues: set[tuple[str, ...]] = set()
+        self._nodes: set[tuple[str, ...]] = set()
+
+    async def run(self) -> None:
+        """Read until canceled; a database that is away leaves the last figures."""
+        while True:
+            try:
+                await self.read()
+            except Unavailable:
+                pass
+            await asyncio.sleep(_SECONDS)
+
+    async def read(self) -> None:
+        """Set all gauges once; labels of queues and nodes that are gone are dropped."""
+        async with self._database.transaction() as store:
+            depths = await store.jobs.depths()
+            nodes = await store.nodes.all()
+            metrics.OUTBOX_LAG.set(await store.outbox.lag_seconds())
+        for model, priority, count, oldest in depths:
+            metrics.QUEUE_DEPTH.labels(model, priority).set(count)
+            metrics.QUEUE_OLDEST.labels(model, priority).set(oldest)
+        self._queues = _forget(
+            self._queues, {(m, str(p)) for m, p, _, _ in depths}, metrics.QUEUE_DEPTH, metrics.QUEUE_OLDEST
+        )
+        for node in nodes:
+            metrics.NODE_UP.labels(node.name).set(node.state is NodeState.READY)
+            for gpu in node.metrics.get("gpus", ()):
+                labels = (node.name, str(gpu["index"]))
+                metrics.GPU_MEMORY.labels(*labels).set(gpu["memory_used_bytes"])
+                metrics.GPU_UTILIZATION.labels(*labels).set(gpu["utilization_ratio"])
+        self._nodes = _forget(self._nodes, {(n.name,) for n in nodes}, metrics.NODE_UP)
+
+
+def _forget(before: set[tuple[str, ...]], now: set[tuple[str, ...]], *gauges: Gauge) -> set[tuple[str, ...]]:
+    gone: Iterable[tuple[str, ...]] = before - now
+    for labels in gone:
+        for gauge in gauges:
+            gauge.remove(*labels)
+    return now

@@ -1,0 +1,86 @@
+"""The orchestrator process: relay, dispatch, upkeep, and a small health server."""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from datetime import timedelta
+
+import uvloop
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from vyvo_dagster.dispatch.board import Board
+from vyvo_dagster.dispatch.dispatcher import Dispatcher
+from vyvo_dagster.dispatch.gauges import Gauges
+from vyvo_dagster.dispatch.health import serve
+from vyvo_dagster.dispatch.relay import Relay
+from vyvo_dagster.dispatch.upkeep import Upkeep
+from vyvo_dagster.settings import Settings
+from vyvo_dagster.store.database import Database
+from vyvo_dagster.streams.client import connect
+
+__all__ = ["orchestrate", "run"]
+
+log = logging.getLogger(__name__)
+
+
+async def orchestrate(settings: Settings, stop: asyncio.Event) -> None:
+    """Run until `stop` is set. Nothing is lost by stopping at any point, so nothing is drained."""
+    database = Database(settings.postgres_dsn, pool_size=4)
+    redis = connect(settings.redis_url)
+    wake = asyncio.Event()
+    board = Board(database, settings.postgres_dsn, wake)
+    dispatcher = Dispatcher(
+        database, redis, board, wake,
+        consumer=f"{socket.gethostname()}-{os.getpid()}", lease=timedelta(seconds=settings.lease_seconds),
+    )
+    upkeep = Upkeep(
+        database, redis,
+        suspect_after=timedelta(seconds=settings.suspect_seconds),
+        lost_after=timedelta(seconds=settings.lost_seconds),
+    )
+
+    async def answer(path: str) -> tuple[int, str, bytes]:
+        if path == "/metrics":
+            return 200, CONTENT_TYPE_LATEST, generate_latest()
+        if path == "/healthz":
+            return 200, "application/json", b'{"status":"ok"}'
+        return 404, "application/json", b'{"status":"no such path"}'
+
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            loops = [
+                tasks.create_task(loop, name=name)
+                for name, loop in (
+                    ("relay", Relay(database, redis).run()),
+                    ("board", board.run()),
+                    ("board sweep", board.sweep()),
+                    ("wake", dispatcher.listen()),
+                    ("dispatch", dispatcher.run()),
+                    ("upkeep", upkeep.run()),
+                    ("gauges", Gauges(database).run()),
+                )
+            ]
+            if settings.orchestrator_port:
+                loops.append(tasks.create_task(serve(settings.orchestrator_port, answer)))
+            log.info("orchestrating")
+            await stop.wait()
+            for task in loops:
+                task.cancel()
+    finally:
+        await redis.aclose()
+        await database.close()
+
+
+def run() -> None:
+    """Entry point of `vyvo orchestrator`."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        await orchestrate(Settings(), stop)
+
+    uvloop.run(main())

@@ -1,0 +1,54 @@
+# The two commands: `make demo` and `make test`. Nothing but Python (3.11 to 3.13) and make is needed.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+UV := $(shell command -v uv 2>/dev/null || echo $(CURDIR)/$(BIN)/uv)
+# Tests that share one machine: two workers keep two cores busy.
+WORKERS ?= 2
+
+.PHONY: help demo up test lint fmt bench clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+$(BIN)/uv:
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.8'
+
+# Each environment is made once for a lock; `--inexact` lets the larger one serve the smaller.
+.venv/.local: pyproject.toml uv.lock
+	@command -v uv >/dev/null || $(MAKE) --no-print-directory $(BIN)/uv
+	@$(UV) sync --quiet --frozen --inexact --extra local
+	@touch $@
+
+.venv/.dev: pyproject.toml uv.lock
+	@command -v uv >/dev/null || $(MAKE) --no-print-directory $(BIN)/uv
+	@$(UV) sync --quiet --frozen --inexact --extra dev
+	@touch $@ .venv/.local
+
+demo: ## Train, build, assign and serve a real model here, from nothing (KEEP=1 leaves it up)
+	@started=$$(date +%s.%N); $(MAKE) --no-print-directory .venv/.local && \
+	  DEMO_STARTED=$$started $(BIN)/python -m vyvo_dagster.demo $(if $(KEEP),--keep) $(DEMO_ARGS)
+
+up: .venv/.local ## Start the whole stack and stay in the foreground (UP_ARGS="--port 8080 ...")
+	@$(BIN)/vyvo up $(UP_ARGS)
+
+test: .venv/.dev ## Run all tests
+	@$(BIN)/pytest -n $(WORKERS) --dist loadgroup
+
+lint: .venv/.dev ## Check style, types and layers
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/basedpyright
+	@$(BIN)/lint-imports
+
+fmt: .venv/.dev ## Put the code into its form
+	@$(BIN)/ruff check --fix-only --quiet .
+	@$(BIN)/ruff format --quiet .
+
+bench: .venv/.dev ## Run the benchmarks (minutes)
+	@for file in benchmarks/*.py; do $(BIN)/python $$file; done
+
+clean: ## Remove the environment and the demo's data
+	@rm -rf .venv .vyvo

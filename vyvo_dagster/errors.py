@@ -13,6 +13,7 @@
     ├── Conflict                  409 conflict
     │   ├── VersionExists         409 version_exists
     │   ├── StaleAttempt          409 stale_attempt
+    │   ├── StaleBoot             409 stale_boot
     │   └── IllegalTransition     409 illegal_transition
     ├── RateLimited               429 rate_limited
     ├── BuildFailed               500 build_failed
@@ -38,6 +39,7 @@ __all__ = [
     "RateLimited",
     "RunnerFailed",
     "StaleAttempt",
+    "StaleBoot",
     "Unauthenticated",
     "Unavailable",
     "UnknownTemplate",
@@ -138,6 +140,12 @@ class StaleAttempt(Conflict):
     """A report for an attempt that is no longer the job's current one; nothing was changed."""
 
     code = "stale_attempt"
+
+
+class StaleBoot(Conflict):
+    """A heartbeat of an earlier start of the agent, or of a node given up as lost: it must join again."""
+
+    code = "stale_boot"
 
 
 class IllegalTransition(Conflict):

@@ -1,0 +1,1 @@
+"""Credentials: making and checking them."""

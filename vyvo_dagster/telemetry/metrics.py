@@ -1,12 +1,12 @@
 """Every Prometheus metric of this system, in one place.
 
-Each process serves its own; sums over processes are the scraper's work. What can be read from
-rows (queues, nodes) is set at scrape time by the api, so that no process needs to be asked twice.
+Each process serves its own; sums over processes are the scraper's work. What only rows can tell
+(queues, nodes) is read by `dispatch.gauges`.
 """
 
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, generate_latest
 
 __all__ = [
     "BUILD_DURATION",
@@ -21,56 +21,42 @@ __all__ = [
     "OUTBOX_LAG",
     "QUEUE_DEPTH",
     "QUEUE_OLDEST",
-    "REGISTRY",
     "SSE_CLIENTS",
     "exposition",
 ]
 
-CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-REGISTRY: Final = CollectorRegistry()
+CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
 # Jobs take from milliseconds (a small model) to many minutes (video).
 _JOB_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 _BUILD_SECONDS = (1, 2.5, 5, 10, 20, 40, 60, 120, 300, 600, 1200, 3600)
 
 QUEUE_DEPTH: Final = Gauge(
-    "vyvo_queue_depth", "Jobs that wait.", ["model", "priority"], registry=REGISTRY
-)
+    "vyvo_queue_depth", "Jobs that wait.", ["model", "priority"])
 QUEUE_OLDEST: Final = Gauge(
-    "vyvo_queue_oldest_seconds", "Age of the oldest job that waits.", ["model", "priority"],
-    registry=REGISTRY,
-)  # fmt: skip
+    "vyvo_queue_oldest_seconds", "Age of the oldest job that waits.", ["model", "priority"])
 JOB_LATENCY: Final = Histogram(
     "vyvo_job_latency_seconds", "Time of a job's phases: queue, run, total.", ["model", "phase"],
-    buckets=_JOB_SECONDS, registry=REGISTRY,
-)  # fmt: skip
-JOBS: Final = Counter("vyvo_jobs_total", "Jobs that ended.", ["model", "status"], registry=REGISTRY)
+    buckets=_JOB_SECONDS)
+JOBS: Final = Counter("vyvo_jobs_total", "Jobs that ended.", ["model", "status"])
 NODE_CAPACITY: Final = Gauge(
-    "vyvo_node_capacity", "What a node has: cpus, memory_bytes, gpus, slots.", ["node", "kind"],
-    registry=REGISTRY,
-)  # fmt: skip
-NODE_UP: Final = Gauge("vyvo_node_up", "1 while a node is ready.", ["node"], registry=REGISTRY)
+    "vyvo_node_capacity", "What a node has: cpus, memory_bytes, gpus, slots.", ["node", "kind"])
+NODE_UP: Final = Gauge("vyvo_node_up", "1 while a node is ready.", ["node"])
 GPU_MEMORY: Final = Gauge(
-    "vyvo_gpu_memory_bytes", "GPU memory, by kind: used, total.", ["node", "gpu", "kind"],
-    registry=REGISTRY,
-)  # fmt: skip
+    "vyvo_gpu_memory_bytes", "GPU memory in use.", ["node", "gpu"])
 GPU_UTILIZATION: Final = Gauge(
-    "vyvo_gpu_utilization_ratio", "GPU utilisation, 0 to 1.", ["node", "gpu"], registry=REGISTRY
-)
+    "vyvo_gpu_utilization_ratio", "GPU utilisation, 0 to 1.", ["node", "gpu"])
 BUILD_DURATION: Final = Histogram(
     "vyvo_build_duration_seconds", "Time of a build from start to end.",
-    ["template", "backend", "status"], buckets=_BUILD_SECONDS, registry=REGISTRY,
-)  # fmt: skip
-SSE_CLIENTS: Final = Gauge("vyvo_sse_clients", "Open event streams.", ["route"], registry=REGISTRY)
+    ["template", "backend", "status"], buckets=_BUILD_SECONDS)
+SSE_CLIENTS: Final = Gauge("vyvo_sse_clients", "Open event streams.", ["route"])
 OUTBOX_LAG: Final = Gauge(
-    "vyvo_outbox_lag_seconds", "Age of the oldest stream entry still to be written.", registry=REGISTRY
-)
+    "vyvo_outbox_lag_seconds", "Age of the oldest stream entry still to be written.")
 HTTP_REQUESTS: Final = Histogram(
     "vyvo_http_request_seconds", "Time until an answer begins.", ["method", "route", "status"],
-    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5), registry=REGISTRY,
-)  # fmt: skip
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5))
 
 
 def exposition() -> bytes:
     """All metrics in the Prometheus text format."""
-    return generate_latest(REGISTRY)
+    return generate_latest()

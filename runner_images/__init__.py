@@ -1,0 +1,25 @@
+"""Runner templates, and the package `vyvo_runner` that every runner uses."""
+
+from runner_images.templates import (
+    SDK_DIR,
+    TEMPLATES_DIR,
+    Modality,
+    Resources,
+    Template,
+    TemplateInvalid,
+    check_template,
+    get_template,
+    load_templates,
+)
+
+__all__ = [
+    "SDK_DIR",
+    "TEMPLATES_DIR",
+    "Modality",
+    "Resources",
+    "Template",
+    "TemplateInvalid",
+    "check_template",
+    "get_template",
+    "load_templates",
+]

@@ -4,7 +4,6 @@ import io
 import json
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import sampling
@@ -15,13 +14,16 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 
-def contact_sheet(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Lay images (n, h, w) out row by row in a grid of ceil(sqrt(n)) columns, without gaps."""
-    count, height, width = images.shape
+def contact_sheet(images: NDArray[np.uint8], gap: int = 0) -> NDArray[np.uint8]:
+    """Lay images (n, h, w) out row by row in a grid of ceil(sqrt(n)) columns.
+
+    Each takes the upper left of a cell of (h + gap) by (w + gap) pixels; the rest is black.
+    """
+    count, height, width = images.shape[0], images.shape[1] + gap, images.shape[2] + gap
     columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     cells = np.zeros((rows * columns, height, width), np.uint8)
-    cells[:count] = images
+    cells[:count, : height - gap, : width - gap] = images
     grid = cells.reshape(rows, columns, height, width).transpose(0, 2, 1, 3)
     return grid.reshape(rows * height, columns * width)
 
@@ -65,8 +67,9 @@ class Predictor(BaseRunner):
             le=10.0,
         ),
         scale: int = Input(description="Pixels of the PNG per pixel of a sample.", default=16, ge=1, le=64),
-    ) -> Iterator[dict[str, Any]]:
-        """Yield one PNG artifact: the samples in a grid of ceil(sqrt(count)) columns, 8 x 8 pixels each."""
+        gap: int = Input(description="Black pixels between samples, before scaling.", default=0, ge=0, le=8),
+    ) -> Iterator[vyvo_runner.Artifact]:
+        """Yield one PNG artifact: the samples in a grid of ceil(sqrt(count)) columns, (8 + gap) pixels apart."""
         images = sampling.sample(
             self.model,
             digit,
@@ -77,6 +80,6 @@ class Predictor(BaseRunner):
             on_step=lambda done, of: vyvo_runner.progress(done / of),
         )
         inputs = {"digit": digit, "count": count, "steps": steps, "seed": seed, "guidance": guidance}
-        text = {"Software": "digits-diffusion", "Comment": json.dumps({**inputs, "scale": scale})}
-        png = encode_png(contact_sheet(images), scale, text)
-        yield dict(vyvo_runner.upload(png, "image", filename=f"digit-{digit}.png"))
+        text = {"Software": "digits-diffusion", "Comment": json.dumps({**inputs, "scale": scale, "gap": gap})}
+        png = encode_png(contact_sheet(images, gap), scale, text)
+        yield vyvo_runner.upload(png, "image", filename=f"digit-{digit}.png")

@@ -23,6 +23,8 @@ import typing
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Tuple, Union
 
+from .openapi import document
+
 __all__ = ["SchemaError", "main", "openapi_document", "write_schema"]
 
 DEFAULT_REFERENCE = "predict.py:Predictor"
@@ -75,7 +77,7 @@ def openapi_document(reference: str = DEFAULT_REFERENCE) -> Dict[str, Any]:
     output = _output_schema(hints.pop("return", Any))
     if streaming and output.get("x-cog-array-type") != "iterator":
         raise SchemaError(f"{reference}: a method with @streaming returns Iterator[...]")
-    return _document(_input_schema(method, hints), {**output, "title": "Output"}, streaming)
+    return document(_input_schema(method, hints), {**output, "title": "Output"}, streaming)
 
 
 def write_schema(reference: str = DEFAULT_REFERENCE, output: Path = DEFAULT_OUTPUT) -> Path:
@@ -84,10 +86,10 @@ def write_schema(reference: str = DEFAULT_REFERENCE, output: Path = DEFAULT_OUTP
     Raises:
         SchemaError: as `openapi_document`.
     """
-    document = openapi_document(reference)
+    content = json.dumps(openapi_document(reference), sort_keys=True)
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(output.name + ".partial")
-    partial.write_text(json.dumps(document, sort_keys=True), encoding="utf-8")
+    partial.write_text(content, encoding="utf-8")
     os.replace(str(partial), str(output))
     return output
 
@@ -214,16 +216,28 @@ def _type_schema(hint: Any, where: str) -> Dict[str, Any]:
     if origin is list:
         return {"type": "array", "items": _type_schema(arguments[0], where)}
     if origin is dict:
-        return {"type": "object", "additionalProperties": _type_schema(arguments[1], where)}
+        schema: Dict[str, Any] = {"type": "object"}
+        if arguments[1] is not Any:
+            schema["additionalProperties"] = _type_schema(arguments[1], where)
+        return schema
     if _is_union(hint):
         return {"anyOf": [_type_schema(each, where) for each in arguments]}
     if inspect.isclass(hint) and getattr(hint, "__annotations__", None):
-        fields = typing.get_type_hints(hint)
-        return {
-            "type": "object",
-            "properties": {name: _type_schema(each, f"{where}.{name}") for name, each in fields.items()},
-        }
+        return _fields_schema(hint, where)
     raise SchemaError(f"{where}: {hint!r} is no type of a Cog input or output")
+
+
+def _fields_schema(hint: Any, where: str) -> Dict[str, Any]:
+    """A TypedDict, dataclass or model with annotated fields."""
+    fields = typing.get_type_hints(hint)
+    schema: Dict[str, Any] = {
+        "type": "object",
+        "properties": {name: _type_schema(each, f"{where}.{name}") for name, each in fields.items()},
+    }
+    required = getattr(hint, "__required_keys__", None)
+    if required:
+        schema["required"] = sorted(required)
+    return schema
 
 
 def _output_schema(hint: Any) -> Dict[str, Any]:
@@ -242,73 +256,6 @@ def _output_schema(hint: Any) -> Dict[str, Any]:
     if nullable:
         schema["nullable"] = True
     return schema
-
-
-def _reference(name: str) -> Dict[str, Any]:
-    return {"$ref": f"#/components/schemas/{name}"}
-
-
-def _json_answer(description: str, schema: Dict[str, Any]) -> Dict[str, Any]:
-    return {"description": description, "content": {"application/json": {"schema": schema}}}
-
-
-def _document(inputs: Dict[str, Any], output: Dict[str, Any], streaming: bool) -> Dict[str, Any]:
-    text: Dict[str, Any] = {"type": "string"}
-    predict: Dict[str, Any] = {
-        "summary": "Predict",
-        "operationId": "predict_predictions_post",
-        "requestBody": {"content": {"application/json": {"schema": _reference("PredictionRequest")}}},
-        "responses": {
-            "200": _json_answer("Successful Response", _reference("PredictionResponse")),
-            "422": _json_answer("Validation Error", _reference("HTTPValidationError")),
-        },
-    }
-    if streaming:
-        predict["x-cog-streaming"] = True
-    cancel: Dict[str, Any] = {
-        "summary": "Cancel",
-        "operationId": "cancel_predictions__prediction_id__cancel_post",
-        "parameters": [{"required": True, "schema": text, "name": "prediction_id", "in": "path"}],
-        "responses": {"200": _json_answer("Successful Response", {})},
-    }
-    statuses = ["starting", "processing", "succeeded", "canceled", "failed"]
-    schemas: Dict[str, Any] = {
-        "Input": inputs,
-        "Output": output,
-        "Status": {"title": "Status", "type": "string", "enum": statuses},
-        "PredictionRequest": {
-            "title": "PredictionRequest",
-            "type": "object",
-            "properties": {"id": text, "input": _reference("Input")},
-        },
-        "PredictionResponse": {
-            "title": "PredictionResponse",
-            "type": "object",
-            "properties": {
-                "id": text,
-                "status": _reference("Status"),
-                "input": _reference("Input"),
-                "output": _reference("Output"),
-                "error": text,
-                "logs": text,
-                "metrics": {"type": "object"},
-            },
-        },
-        "HTTPValidationError": {
-            "title": "HTTPValidationError",
-            "type": "object",
-            "properties": {"detail": {"type": "array", "items": {"type": "object"}}},
-        },
-    }
-    return {
-        "openapi": "3.0.2",
-        "info": {"title": "Cog", "version": "1"},
-        "paths": {
-            "/predictions": {"post": predict},
-            "/predictions/{prediction_id}/cancel": {"post": cancel},
-        },
-        "components": {"schemas": schemas},
-    }
 
 
 def main(arguments: Optional[List[str]] = None) -> int:

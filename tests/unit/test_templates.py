@@ -1,0 +1,97 @@
+"""The templates of this repository, from their files alone."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from runner_images import TEMPLATES_DIR, TemplateInvalid, check_template, get_template, load_templates
+from runner_images.templates import content_hash, read_template
+from vyvo_dagster.errors import UnknownTemplate
+
+NAMES = sorted(load_templates())
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A copy of the small template, to be spoiled."""
+    return Path(shutil.copytree(TEMPLATES_DIR / "digits-diffusion", tmp_path / "digits-diffusion"))
+
+
+def test_both_templates_are_there() -> None:
+    assert NAMES == ["diffusion", "digits-diffusion"]
+    assert get_template("digits-diffusion").modality == "image"
+    assert get_template("diffusion").resources.gpu_memory_bytes > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_template_passes_its_own_check(name: str) -> None:
+    assert check_template(TEMPLATES_DIR / name) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_bake_file_fits(name: str) -> None:
+    text = (TEMPLATES_DIR / name / "docker-bake.hcl").read_text()
+    assert f'"vyvo.template"                      = "{name}"' in text
+    assert {"BASE_IMAGE", "IMAGE", "MODEL_ID", "MODEL_VERSION", "BUILD_ID", "TEMPLATE_HASH"} == set(
+        re.findall(r'^variable "(\w+)"', text, flags=re.MULTILINE)
+    )
+
+
+@pytest.mark.parametrize("name", ["", "../sdk", "digits-diffusion/", "Diffusion", "a\0b", "x" * 5000, "."])
+def test_an_unknown_name_is_refused_with_the_known_ones(name: str) -> None:
+    with pytest.raises(UnknownTemplate, match="there are diffusion, digits-diffusion") as caught:
+        get_template(name)
+    assert len(caught.value.detail) < 200
+
+
+def test_the_hash_changes_with_content_and_names_and_nothing_else(copy: Path) -> None:
+    original = content_hash(copy)
+    assert original == get_template("digits-diffusion").hash
+    (copy / "__pycache__").mkdir()
+    (copy / "__pycache__" / "x.pyc").write_bytes(b"x")
+    assert content_hash(copy) == original
+    (copy / "requirements.in").rename(copy / "requirements.txt")
+    renamed = content_hash(copy)
+    (copy / "predict.py").write_text((copy / "predict.py").read_text() + "\n")
+    assert len({original, renamed, content_hash(copy)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "problem"),
+    [
+        ("predict.py", "vyvo_runner.upload", "print", "never calls vyvo_runner.upload"),
+        ("predict.py", "    @streaming\n", "", "not @streaming"),
+        ("predict.py", "class Predictor", "class Other", "no class Predictor"),
+        ("predict.py", "def run(", "def go(", "no method run"),
+        ("predict.py", "def run(", "def run((", "does not parse"),
+        ("Dockerfile", "--no-index", "", "no --no-index"),
+        ("Dockerfile", "--require-hashes", "", "no --require-hashes"),
+        ("Dockerfile", "USER 10001:10001", "USER 0:0", "ends as root"),
+        ("Dockerfile", "USER 10001:10001", "", "ends as root"),
+        ("Dockerfile", "vyvo_runner.schema", "true", "does not write the schema"),
+        ("template.yaml", "modality: image", "modality: smell", "unknown modality"),
+        ("template.yaml", "name: digits-diffusion", "name: other", "name must be the folder's"),
+        ("template.yaml", "resources:", "resource:", "template.yaml"),
+    ],
+)
+def test_the_check_finds_what_is_wrong(copy: Path, file: str, old: str, new: str, problem: str) -> None:
+    text = (copy / file).read_text()
+    assert old in text
+    (copy / file).write_text(text.replace(old, new))
+    assert any(problem in each for each in check_template(copy)), check_template(copy)
+
+
+def test_an_upload_by_another_name_counts(copy: Path) -> None:
+    text = (copy / "predict.py").read_text()
+    text = text.replace("import vyvo_runner\n", "import vyvo_runner\nfrom vyvo_runner import upload as put\n")
+    (copy / "predict.py").write_text(text.replace("vyvo_runner.upload(", "put("))
+    assert check_template(copy) == []
+
+
+def test_a_missing_file_is_named(copy: Path) -> None:
+    (copy / "Dockerfile").unlink()
+    assert check_template(copy) == ["Dockerfile is missing"]
+    (copy / "template.yaml").unlink()
+    with pytest.raises(TemplateInvalid, match="template.yaml"):
+        read_template(copy)

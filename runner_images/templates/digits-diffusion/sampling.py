@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,13 +49,17 @@ def load_model(path: Path) -> DigitsModel:
         ValueError: the file is not of this format; the message says which it is.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found = json.loads(str(arrays["metadata"]))["format"]
-            if found != FORMAT:
-                raise ValueError(f"weights are of format {found!r}, this runner reads {FORMAT!r}")
-            return DigitsModel(**{name: arrays[name] for name in DigitsModel.__annotations__})
-    except (KeyError, EOFError, OSError) as error:
-        raise ValueError(f"{path} holds no digits model ({error}); train one with vyvo_dagster") from error
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as loaded:
+            found = json.loads(str(loaded["metadata"])).get("format")
+            arrays = {name: loaded[name] for name in DigitsModel.__annotations__ if name in loaded}
+    except (KeyError, TypeError, AttributeError, ValueError, EOFError, OSError, BadZipFile) as error:
+        raise ValueError(f"{path} holds no digits model: {error}") from error
+    if found != FORMAT:
+        raise ValueError(f"weights are of format {found!r}, this runner reads {FORMAT!r}")
+    missing = sorted(DigitsModel.__annotations__.keys() - arrays.keys())
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}")
+    return DigitsModel(**arrays)
 
 
 def sample(

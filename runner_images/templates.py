@@ -9,7 +9,7 @@ from typing import Any, Literal, cast, get_args
 
 import yaml
 
-from vyvo_dagster.errors import UnknownTemplate, VyvoError
+from vyvo_dagster.errors import BuildFailed, UnknownTemplate
 
 __all__ = [
     "SDK_DIR",
@@ -34,7 +34,7 @@ _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _NOT_CONTENT = frozenset({"__pycache__", ".cog", ".DS_Store"})
 
 
-class TemplateInvalid(VyvoError):
+class TemplateInvalid(BuildFailed):
     """A template of the repository is malformed: a programming error, found by the tests."""
 
     code = "template_invalid"
@@ -71,7 +71,9 @@ def load_templates(root: Path = TEMPLATES_DIR) -> dict[str, Template]:
     Raises:
         TemplateInvalid: a folder whose template.yaml is missing or malformed.
     """
-    return {folder.name: read_template(folder) for folder in sorted(root.iterdir()) if folder.is_dir()}
+    return {
+        folder.name: read_template(folder) for folder in sorted(root.iterdir()) if folder.is_dir()
+    }
 
 
 def get_template(name: str, root: Path = TEMPLATES_DIR) -> Template:
@@ -83,7 +85,9 @@ def get_template(name: str, root: Path = TEMPLATES_DIR) -> Template:
     names = sorted(folder.name for folder in root.iterdir() if folder.is_dir())
     # Membership, and never a path made of what a caller sent.
     if name not in names:
-        raise UnknownTemplate(f"no template {name[:64]!r}; there are {', '.join(names)}", templates=names)
+        raise UnknownTemplate(
+            f"no template {name[:64]!r}; there are {', '.join(names)}", templates=names
+        )
     return read_template(root / name)
 
 
@@ -110,9 +114,13 @@ def read_template(folder: Path) -> Template:
     except (OSError, KeyError, TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
         raise TemplateInvalid(f"{folder.name}/template.yaml: {error!r}") from error
     if template.name != folder.name or not _NAME.fullmatch(template.name):
-        raise TemplateInvalid(f"{folder.name}/template.yaml: name must be the folder's, in a-z, 0-9 and -")
+        raise TemplateInvalid(
+            f"{folder.name}/template.yaml: name must be the folder's, in a-z, 0-9 and -"
+        )
     if template.modality not in get_args(Modality):
-        raise TemplateInvalid(f"{folder.name}/template.yaml: unknown modality {template.modality!r}")
+        raise TemplateInvalid(
+            f"{folder.name}/template.yaml: unknown modality {template.modality!r}"
+        )
     return template
 
 
@@ -154,7 +162,8 @@ def _check_predictor(source: str) -> list[str]:
     except SyntaxError as error:
         return [f"predict.py does not parse: {error}"]
     predictor = next(
-        (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Predictor"), None
+        (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Predictor"),
+        None,
     )
     if predictor is None:
         return ["predict.py has no class Predictor"]
@@ -170,7 +179,9 @@ def _check_predictor(source: str) -> list[str]:
     if "streaming" not in {_dotted(node).rpartition(".")[2] for node in run.decorator_list}:
         problems.append("Predictor.run is not @streaming, so that no progress can be followed")
     if not any(_uploads(node, _upload_names(tree)) for node in ast.walk(run)):
-        problems.append("Predictor.run never calls vyvo_runner.upload, so that outputs reach no bucket")
+        problems.append(
+            "Predictor.run never calls vyvo_runner.upload, so that outputs reach no bucket"
+        )
     return problems
 
 
@@ -180,7 +191,9 @@ def _upload_names(tree: ast.Module) -> frozenset[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {
-                f"{each.asname or each.name}.upload" for each in node.names if each.name == "vyvo_runner"
+                f"{each.asname or each.name}.upload"
+                for each in node.names
+                if each.name == "vyvo_runner"
             }
         elif isinstance(node, ast.ImportFrom) and node.module == "vyvo_runner":
             names |= {each.asname or each.name for each in node.names if each.name == "upload"}

@@ -25,8 +25,9 @@ import pytest
 from minio import Minio
 from numpy.typing import NDArray
 from PIL import Image
-from runner_images import SDK_DIR, TEMPLATES_DIR
 from sklearn.svm import SVC
+
+from runner_images import SDK_DIR, TEMPLATES_DIR
 from vyvo_dagster.settings import S3Settings
 from vyvo_dagster.training import digits, network
 
@@ -81,7 +82,9 @@ def test_at_least_95_percent_are_the_digit_asked_for(
     model = predictor.sampling.load_model(weights)
     wanted, drawn = np.repeat(np.arange(10), PER_DIGIT), []
     for digit in range(10):
-        sheet = predictor.contact_sheet(predictor.sampling.sample(model, digit, PER_DIGIT, 25, seed=digit))
+        sheet = predictor.contact_sheet(
+            predictor.sampling.sample(model, digit, PER_DIGIT, steps=25, seed=digit)
+        )
         drawn.append(samples_in(predictor.encode_png(sheet, 4, {}), PER_DIGIT, 4))
     generated = np.concatenate(drawn).reshape(-1, 64) / 127.5 - 1
     share = float(np.mean(classifier.predict(generated) == wanted))
@@ -92,7 +95,9 @@ def test_at_least_95_percent_are_the_digit_asked_for(
     # Not the training images again: the nearest real one differs visibly from most samples.
     assert np.median(spread) > 1.0
     # Control: without its class the model draws any digit, so that the classifier is no rubber stamp.
-    anything = np.concatenate([predictor.sampling.sample(model, 10, PER_DIGIT, 25, seed=s) for s in range(10)])
+    anything = np.concatenate(
+        [predictor.sampling.sample(model, 10, PER_DIGIT, steps=25, seed=s) for s in range(10)]
+    )
     guessed = classifier.predict(anything.reshape(-1, 64) / 127.5 - 1)
     assert np.mean(guessed == wanted) < 0.3
     assert len(set(guessed.tolist())) >= 8
@@ -101,9 +106,11 @@ def test_at_least_95_percent_are_the_digit_asked_for(
 def test_equal_inputs_give_equal_images(weights: Path, predictor: ModuleType) -> None:
     model = predictor.sampling.load_model(weights)
     steps: list[tuple[int, int]] = []
-    one = predictor.sampling.sample(model, 3, 4, 10, 7, on_step=lambda done, of: steps.append((done, of)))
-    same = predictor.sampling.sample(model, 3, 4, 10, 7)
-    other = predictor.sampling.sample(model, 3, 4, 10, 8)
+    one = predictor.sampling.sample(
+        model, 3, 4, steps=10, seed=7, on_step=lambda done, of: steps.append((done, of))
+    )
+    same = predictor.sampling.sample(model, 3, 4, steps=10, seed=7)
+    other = predictor.sampling.sample(model, 3, 4, steps=10, seed=8)
     assert np.array_equal(one, same)
     assert not np.array_equal(one, other)
     assert steps == [(number, 10) for number in range(1, 11)]
@@ -135,19 +142,23 @@ def test_training_is_repeatable_and_reports_each_epoch(tmp_path: Path) -> None:
 def test_the_gradient_is_the_loss_slope() -> None:
     rng = np.random.default_rng(0)
     parameters = network.init_parameters(rng, pixels=6, hidden=8, layers=2, classes=3)
-    parameters = {name: rng.standard_normal(value.shape) * 0.5 for name, value in parameters.items()}
+    parameters = {
+        name: rng.standard_normal(value.shape) * 0.5 for name, value in parameters.items()
+    }
     x, target = rng.standard_normal((5, 6)), rng.standard_normal((5, 6))
     features = rng.standard_normal((5, network.TIME_FEATURES)) * 0.1
     one_hot = np.eye(4)[[0, 1, 2, 3, 1]]
-    _, gradient = network.gradients(parameters, x, features, one_hot, target)  # pyright: ignore[reportArgumentType]
+    _, gradient = network.gradients(parameters, x, features, one_hot, target)
     for name, value in parameters.items():
         place = tuple(int(rng.integers(0, size)) for size in value.shape)
         slopes = []
         for step in (1e-5, -1e-5):
             moved = {**parameters, name: value.copy()}
             moved[name][place] += step
-            slopes.append(network.gradients(moved, x, features, one_hot, target)[0])  # pyright: ignore[reportArgumentType]
-        assert gradient[name][place] == pytest.approx((slopes[0] - slopes[1]) / 2e-5, rel=2e-3, abs=1e-6), name
+            slopes.append(network.gradients(moved, x, features, one_hot, target)[0])
+        assert gradient[name][place] == pytest.approx(
+            (slopes[0] - slopes[1]) / 2e-5, rel=2e-3, abs=1e-6
+        ), name
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"not an archive at all"])
@@ -184,7 +195,9 @@ def runner(weights: Path, s3_settings: S3Settings, tmp_path: Path) -> Iterator[s
         "VYVO_S3_BUCKET_PREFIX": f"digits-{os.getpid()}-{time.time_ns()}-",
         "VYVO_ARTIFACT_TTL_SECONDS": "3600",
     }
-    subprocess.run([sys.executable, "-m", "vyvo_runner.schema"], cwd=app, env=env, check=True, timeout=60)
+    subprocess.run(
+        [sys.executable, "-m", "vyvo_runner.schema"], cwd=app, env=env, check=True, timeout=60
+    )
     log = (tmp_path / "runner.log").open("wb")
     argv = [sys.executable, "-m", "cog.server.http", "--host", "127.0.0.1"]
     process = subprocess.Popen(argv, cwd=app, env=env, stdout=log, stderr=log)
@@ -230,10 +243,14 @@ def test_a_cog_server_draws_reports_and_uploads(
     inputs = {"digit": 7, "count": 6, "steps": 12, "seed": 3, "scale": 5}
     body = {"input": inputs, "context": {"prediction_id": "0190-job.2"}}
     headers = {"Accept": "text/event-stream"}
-    with httpx.stream("PUT", f"{runner}/predictions/0190-job.2", json=body, headers=headers, timeout=60) as answer:
+    with httpx.stream(
+        "PUT", f"{runner}/predictions/0190-job.2", json=body, headers=headers, timeout=60
+    ) as answer:
         assert answer.status_code == httpx.codes.OK
         events = list(events_of(answer))
-    progress = [data["value"] for name, data in events if name == "metric" and data["name"] == "progress"]
+    progress = [
+        data["value"] for name, data in events if name == "metric" and data["name"] == "progress"
+    ]
     assert progress == pytest.approx([step / 12 for step in range(1, 13)])
     completed = events[-1][1]
     assert (events[-1][0], completed["status"]) == ("completed", "succeeded")
@@ -256,13 +273,19 @@ def test_a_cog_server_draws_reports_and_uploads(
     assert sent["x-amz-meta-sha256"] == hashlib.sha256(png).hexdigest()
     assert sent["x-amz-meta-expires-at"] == artifact["expires_at"]
     model = predictor.sampling.load_model(weights)
-    expected = predictor.sampling.sample(model, 7, 6, 12, seed=3)
+    expected = predictor.sampling.sample(model, 7, 6, steps=12, seed=3)
     assert np.array_equal(samples_in(png, 6, 5), expected)
 
 
 def test_a_cog_server_refuses_input_that_its_schema_refuses(runner: str) -> None:
     document = httpx.get(f"{runner}/openapi.json", timeout=5).json()
     assert document["components"]["schemas"]["Input"]["required"] == ["digit"]
-    for bad in ({}, {"digit": 10}, {"digit": "7"}, {"digit": 1, "count": 65}, {"digit": 1, "scale": 0}):
+    for bad in (
+        {},
+        {"digit": 10},
+        {"digit": "7"},
+        {"digit": 1, "count": 65},
+        {"digit": 1, "scale": 0},
+    ):
         answer = httpx.put(f"{runner}/predictions/x", json={"input": bad}, timeout=5)
         assert answer.status_code == httpx.codes.UNPROCESSABLE_ENTITY, bad

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import vyvo_runner
-from runner_images import SDK_DIR
 from vyvo_runner import prediction
 from vyvo_runner.media import MODALITIES, OCTET_STREAM, extension_of, modality_of, sniff
 from vyvo_runner.settings import StorageSettings
 from vyvo_runner.upload import _Content, _key, _modality
+
+from runner_images import SDK_DIR
 
 ENVIRONMENT = {
     "VYVO_S3_ENDPOINT": "http://127.0.0.1:9000",
@@ -69,8 +70,14 @@ def test_every_known_type_has_a_modality_and_an_extension() -> None:
 
 def test_settings_come_from_the_environment() -> None:
     settings = StorageSettings.from_env({**ENVIRONMENT, "VYVO_ARTIFACT_TTL_SECONDS": "60"})
-    assert (settings.endpoint, settings.secure, settings.ttl_seconds) == ("127.0.0.1:9000", False, 60)
-    assert StorageSettings.from_env({**ENVIRONMENT, "VYVO_S3_ENDPOINT": "https://s3.example"}).secure
+    assert (settings.endpoint, settings.secure, settings.ttl_seconds) == (
+        "127.0.0.1:9000",
+        False,
+        60,
+    )
+    assert StorageSettings.from_env(
+        {**ENVIRONMENT, "VYVO_S3_ENDPOINT": "https://s3.example"}
+    ).secure
     assert "secret-of-the-test" not in repr(settings)
 
 
@@ -114,7 +121,9 @@ class RecordingScope:
         self.metrics.append((name, value))
 
 
-def test_progress_goes_out_as_a_metric_and_small_steps_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_goes_out_as_a_metric_and_small_steps_are_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     scope = RecordingScope()
     monkeypatch.setattr(prediction, "_scope", lambda: scope)
     for prediction_number in range(2):
@@ -152,7 +161,9 @@ def test_a_key_derives_from_day_prediction_and_content(monkeypatch: pytest.Monke
     assert _key(now, content(), "cat") == f"2026/11/24/0190-job.2/{digest}-cat.png"
 
 
-@pytest.mark.parametrize("name", ["../../etc/passwd", "..\\..\\x", "a/b", "...", "", "x\0y", "é" * 300, "\n"])
+@pytest.mark.parametrize(
+    "name", ["../../etc/passwd", "..\\..\\x", "a/b", "...", "", "x\0y", "é" * 300, "\n"]
+)
 def test_no_file_name_leads_out_of_its_folder(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     scope = RecordingScope({"prediction_id": "../../other"})
     monkeypatch.setattr(prediction, "_scope", lambda: scope)
@@ -178,7 +189,9 @@ def test_an_output_that_is_not_there_is_said_in_one_line(
 ) -> None:
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(vyvo_runner.UploadError, match=r"cannot read the output .*No such file") as caught:
+    with pytest.raises(
+        vyvo_runner.UploadError, match=r"cannot read the output .*No such file"
+    ) as caught:
         vyvo_runner.upload(tmp_path / "missing.png")
     assert "\n" not in str(caught.value)
 

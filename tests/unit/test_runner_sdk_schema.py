@@ -72,10 +72,18 @@ def test_inputs_become_a_schema_that_accepts_and_refuses(tmp_path: Path) -> None
     [
         ("str", {"type": "string", "title": "Output"}),
         ("Dict[str, Any]", {"type": "object", "title": "Output"}),
-        ("List[Path]", {"type": "array", "items": {"type": "string", "format": "uri"}, "title": "Output"}),
+        (
+            "List[Path]",
+            {"type": "array", "items": {"type": "string", "format": "uri"}, "title": "Output"},
+        ),
         (
             "Iterator[int]",
-            {"type": "array", "items": {"type": "integer"}, "x-cog-array-type": "iterator", "title": "Output"},
+            {
+                "type": "array",
+                "items": {"type": "integer"},
+                "x-cog-array-type": "iterator",
+                "title": "Output",
+            },
         ),
         (
             "ConcatenateIterator[str]",
@@ -102,7 +110,9 @@ def test_a_streaming_predictor_says_so(tmp_path: Path, decorator: str) -> None:
 
 
 def test_the_old_name_of_the_method_works(tmp_path: Path) -> None:
-    document = openapi_document(predictor(tmp_path, "    def predict(self, a: int) -> str:\n        ..."))
+    document = openapi_document(
+        predictor(tmp_path, "    def predict(self, a: int) -> str:\n        ...")
+    )
     assert "x-cog-streaming" not in document["paths"]["/predictions"]["post"]
     assert list(document["components"]["schemas"]["Input"]["properties"]) == ["a"]
 

@@ -32,7 +32,15 @@ from vyvo_dagster.training.network import (
     time_features,
 )
 
-__all__ = ["WEIGHTS_FORMAT", "OnEpoch", "TrainConfig", "TrainResult", "load_digits", "save_weights", "train"]
+__all__ = [
+    "WEIGHTS_FORMAT",
+    "OnEpoch",
+    "TrainConfig",
+    "TrainResult",
+    "load_digits",
+    "save_weights",
+    "train",
+]
 
 WEIGHTS_FORMAT = "vyvo-digits-diffusion/1"
 PIXELS = 64
@@ -127,7 +135,9 @@ def train(config: TrainConfig | None = None, on_epoch: OnEpoch | None = None) ->
         losses.append(total / batches)
         if on_epoch is not None:
             on_epoch(epoch + 1, config.epochs, losses[-1])
-    return TrainResult(config, optimizer.average, alpha_bar, tuple(losses), time.perf_counter() - began)
+    return TrainResult(
+        config, optimizer.average, alpha_bar, tuple(losses), time.perf_counter() - began
+    )
 
 
 def save_weights(result: TrainResult, path: Path) -> str:
@@ -156,7 +166,9 @@ def save_weights(result: TrainResult, path: Path) -> str:
             w_in=weights["w_in"],
             b_in=weights["b_in"],
             w=np.stack([weights[f"w_{layer}"] for layer in layers]),
-            time=np.stack([features @ weights[f"u_{layer}"] + weights[f"b_{layer}"] for layer in layers]),
+            time=np.stack(
+                [features @ weights[f"u_{layer}"] + weights[f"b_{layer}"] for layer in layers]
+            ),
             classes=np.stack([weights[f"c_{layer}"] for layer in layers]),
             w_out=weights["w_out"],
             b_out=weights["b_out"],
@@ -167,7 +179,9 @@ def save_weights(result: TrainResult, path: Path) -> str:
 
 
 @click.command()
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="File to write.")
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="File to write."
+)
 @click.option("--epochs", type=click.IntRange(min=1), default=TrainConfig.epochs, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=TrainConfig.seed, show_default=True)
 def main(out: Path, epochs: int, seed: int) -> None:

@@ -10,13 +10,23 @@ guidance needs (Ho and Salimans 2022, arXiv:2207.12598). All arrays are float32.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Adam", "FloatArray", "IntArray", "Parameters", "gradients", "init_parameters", "time_features"]
+__all__ = [
+    "Adam",
+    "FloatArray",
+    "IntArray",
+    "Parameters",
+    "gradients",
+    "init_parameters",
+    "time_features",
+]
 
-FloatArray = NDArray[np.float32]
+FloatArray = NDArray[np.floating[Any]]
+"""float32 in training; the arithmetic itself is not bound to it."""
 IntArray = NDArray[np.int64]
 Parameters = dict[str, FloatArray]
 
@@ -51,7 +61,9 @@ def init_parameters(
         parameters[f"w_{layer}"] = normal(hidden, hidden)
         parameters[f"b_{layer}"] = np.zeros(hidden, np.float32)
         parameters[f"u_{layer}"] = normal(TIME_FEATURES, hidden)
-        parameters[f"c_{layer}"] = (rng.standard_normal((classes + 1, hidden)) * 0.5).astype(np.float32)
+        parameters[f"c_{layer}"] = (rng.standard_normal((classes + 1, hidden)) * 0.5).astype(
+            np.float32
+        )
     return parameters
 
 
@@ -65,6 +77,7 @@ def gradients(
     """Mean squared error of the network's output against `target`, and its gradient.
 
     Args:
+        parameters: as `init_parameters` gives them.
         x: noisy images, (n, pixels).
         t_features: rows of `time_features`, (n, TIME_FEATURES).
         one_hot: classes with the "none" column last, (n, classes + 1).
@@ -131,5 +144,7 @@ class Adam:
             first, second, grad = self._first[name], self._second[name], gradient[name]
             first += np.float32(1 - beta1) * (grad - first)
             second += np.float32(1 - beta2) * (grad * grad - second)
-            value -= np.float32(scale) * first / (np.sqrt(second) + np.float32(1e-8))
+            np.subtract(
+                value, np.float32(scale) * first / (np.sqrt(second) + np.float32(1e-8)), out=value
+            )
             self.average[name] += (1 - self._decay) * (value - self.average[name])

@@ -109,7 +109,9 @@ def _from_single_file(path: Path, dtype: torch.dtype) -> Any:
     names = safetensors_names(path)
     family = next((cls for tensor, cls in SINGLE_FILE_FAMILIES if tensor in names), None)
     if family is None:
-        raise ValueError("the checkpoint is of no known family; save it as a diffusers folder in a tar")
+        raise ValueError(
+            "the checkpoint is of no known family; save it as a diffusers folder in a tar"
+        )
     options: dict[str, Any] = {"torch_dtype": dtype}
     config = os.environ.get("DIFFUSION_CONFIG")
     if config:
@@ -147,4 +149,3 @@ def accepted(pipeline: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     """
     known = inspect.signature(type(pipeline).__call__).parameters
     return {name: value for name, value in arguments.items() if value is not None and name in known}
-

@@ -31,7 +31,9 @@ StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]
 def step_callback(image: int, images: int, steps: int) -> StepCallback:
     """A diffusers callback that reports the progress of image number `image` (from 0) of `images`."""
 
-    def on_step_end(_pipeline: Any, step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    def on_step_end(
+        _pipeline: Any, step: int, _timestep: Any, tensors: dict[str, Any]
+    ) -> dict[str, Any]:
         vyvo_runner.progress((image + (step + 1) / steps) / images)
         return tensors
 
@@ -63,15 +65,21 @@ class Predictor(BaseRunner):
         self.own_scheduler = self.pipeline.scheduler
 
     @streaming
-    def run(
+    def run(  # noqa: PLR0917 - Cog takes the inputs from the parameters
         self,
         prompt: str = Input(description="What to draw.", min_length=1, max_length=4000),
         negative_prompt: str = Input(description="What to keep out.", default="", max_length=4000),
         width: int | None = Input(
-            description="Width in pixels, a multiple of 8; left out, the model's own.", default=None, ge=64, le=2048
+            description="Width in pixels, a multiple of 8; left out, the model's own.",
+            default=None,
+            ge=64,
+            le=2048,
         ),
         height: int | None = Input(
-            description="Height in pixels, a multiple of 8; left out, the model's own.", default=None, ge=64, le=2048
+            description="Height in pixels, a multiple of 8; left out, the model's own.",
+            default=None,
+            ge=64,
+            le=2048,
         ),
         count: int = Input(description="How many images.", default=1, ge=1, le=16),
         steps: int = Input(description="Denoising steps.", default=30, ge=1, le=200),
@@ -87,11 +95,15 @@ class Predictor(BaseRunner):
             ge=0,
             le=2**32 - 1,
         ),
-        output_format: str = Input(description="Format.", default="png", choices=["png", "jpeg", "webp"]),
+        output_format: str = Input(
+            description="Format.", default="png", choices=["png", "jpeg", "webp"]
+        ),
     ) -> Iterator[vyvo_runner.Artifact]:
         """Yield one artifact per image, each as soon as it is drawn."""
         if (width or 0) % SIZE_MULTIPLE or (height or 0) % SIZE_MULTIPLE:
-            raise ValueError(f"width and height are multiples of {SIZE_MULTIPLE}, not {width} x {height}")
+            raise ValueError(
+                f"width and height are multiples of {SIZE_MULTIPLE}, not {width} x {height}"
+            )
         self._take_scheduler(scheduler)
         for number in range(count):
             arguments = {
@@ -109,8 +121,12 @@ class Predictor(BaseRunner):
                 image = self.pipeline(**accepted(self.pipeline, arguments)).images[0]
             except torch.cuda.OutOfMemoryError as error:
                 torch.cuda.empty_cache()
-                raise RuntimeError("out of GPU memory; ask for a smaller width and height") from error
-            yield vyvo_runner.upload(encode(image, output_format), "image", filename=f"image-{number}")
+                raise RuntimeError(
+                    "out of GPU memory; ask for a smaller width and height"
+                ) from error
+            yield vyvo_runner.upload(
+                encode(image, output_format), "image", filename=f"image-{number}"
+            )
 
     def _take_scheduler(self, name: str) -> None:
         if name == "default":

@@ -49,7 +49,7 @@ class Predictor(BaseRunner):
         self.model = sampling.load_model(vyvo_runner.weights_path())
 
     @streaming
-    def run(
+    def run(  # noqa: PLR0917 - Cog takes the inputs from the parameters
         self,
         digit: int = Input(description="The digit to draw.", ge=0, le=9),
         count: int = Input(description="How many samples of it.", default=1, ge=1, le=64),
@@ -66,20 +66,33 @@ class Predictor(BaseRunner):
             ge=0.0,
             le=10.0,
         ),
-        scale: int = Input(description="Pixels of the PNG per pixel of a sample.", default=16, ge=1, le=64),
-        gap: int = Input(description="Black pixels between samples, before scaling.", default=0, ge=0, le=8),
+        scale: int = Input(
+            description="Pixels of the PNG per pixel of a sample.", default=16, ge=1, le=64
+        ),
+        gap: int = Input(
+            description="Black pixels between samples, before scaling.", default=0, ge=0, le=8
+        ),
     ) -> Iterator[vyvo_runner.Artifact]:
         """Yield one PNG artifact: the samples in a grid of ceil(sqrt(count)) columns, (8 + gap) pixels apart."""
         images = sampling.sample(
             self.model,
             digit,
             count,
-            steps,
-            seed,
-            guidance,
+            steps=steps,
+            seed=seed,
+            guidance=guidance,
             on_step=lambda done, of: vyvo_runner.progress(done / of),
         )
-        inputs = {"digit": digit, "count": count, "steps": steps, "seed": seed, "guidance": guidance}
-        text = {"Software": "digits-diffusion", "Comment": json.dumps({**inputs, "scale": scale, "gap": gap})}
+        inputs = {
+            "digit": digit,
+            "count": count,
+            "steps": steps,
+            "seed": seed,
+            "guidance": guidance,
+        }
+        text = {
+            "Software": "digits-diffusion",
+            "Comment": json.dumps({**inputs, "scale": scale, "gap": gap}),
+        }
         png = encode_png(contact_sheet(images, gap), scale, text)
         yield vyvo_runner.upload(png, "image", filename=f"digit-{digit}.png")

@@ -52,7 +52,15 @@ def load_model(path: Path) -> DigitsModel:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as loaded:
             found = json.loads(str(loaded["metadata"])).get("format")
             arrays = {name: loaded[name] for name in DigitsModel.__annotations__ if name in loaded}
-    except (KeyError, TypeError, AttributeError, ValueError, EOFError, OSError, BadZipFile) as error:
+    except (
+        KeyError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        EOFError,
+        OSError,
+        BadZipFile,
+    ) as error:
         raise ValueError(f"{path} holds no digits model: {error}") from error
     if found != FORMAT:
         raise ValueError(f"weights are of format {found!r}, this runner reads {FORMAT!r}")
@@ -66,6 +74,7 @@ def sample(
     model: DigitsModel,
     digit: int,
     count: int,
+    *,
     steps: int,
     seed: int,
     guidance: float = 2.0,
@@ -74,6 +83,11 @@ def sample(
     """Draw images of one digit; equal arguments give equal images.
 
     Args:
+        model: the weights.
+        digit: the class, 0 to 9; 10 leaves it to chance.
+        count: how many images.
+        steps: denoising steps, at most the model's own T.
+        seed: start of the random numbers.
         guidance: weight of the class: 0 ignores it, 1 is plain conditional sampling.
         on_step: called after each of the steps with its number from 1 and their number.
 

@@ -21,7 +21,9 @@ def document(inputs: Dict[str, Any], output: Dict[str, Any], streaming: bool) ->
     predict: Dict[str, Any] = {
         "summary": "Predict",
         "operationId": "predict_predictions_post",
-        "requestBody": {"content": {"application/json": {"schema": _reference("PredictionRequest")}}},
+        "requestBody": {
+            "content": {"application/json": {"schema": _reference("PredictionRequest")}}
+        },
         "responses": {
             "200": _json_answer("Successful Response", _reference("PredictionResponse")),
             "422": _json_answer("Validation Error", _reference("HTTPValidationError")),

@@ -72,7 +72,9 @@ def openapi_document(reference: str = DEFAULT_REFERENCE) -> Dict[str, Any]:
     try:
         hints = typing.get_type_hints(method)
     except NameError as error:
-        raise SchemaError(f"{reference}: an annotation names what is not imported: {error}") from error
+        raise SchemaError(
+            f"{reference}: an annotation names what is not imported: {error}"
+        ) from error
     streaming = _is_streaming(Path(path), name or "Predictor", method_name)
     output = _output_schema(hints.pop("return", Any))
     if streaming and output.get("x-cog-array-type") != "iterator":
@@ -90,14 +92,16 @@ def write_schema(reference: str = DEFAULT_REFERENCE, output: Path = DEFAULT_OUTP
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(output.name + ".partial")
     partial.write_text(content, encoding="utf-8")
-    os.replace(str(partial), str(output))
+    partial.replace(output)
     return output
 
 
 def _load(path: Path, name: str) -> Any:
     spec = importlib.util.spec_from_file_location(path.stem, str(path))
     if not path.is_file() or spec is None or spec.loader is None:
-        raise SchemaError(f"{path} is not a Python file; name the predictor as predict.py:Predictor")
+        raise SchemaError(
+            f"{path} is not a Python file; name the predictor as predict.py:Predictor"
+        )
     module = importlib.util.module_from_spec(spec)
     # A predictor may import its neighbours, and pickle looks its module up by name.
     sys.path.insert(0, str(path.resolve().parent))
@@ -130,7 +134,10 @@ def _is_streaming(path: Path, class_name: str, method_name: str) -> bool:
         if not isinstance(node, ast.ClassDef) or node.name != class_name:
             continue
         for item in node.body:
-            if isinstance(item, (ast.FunctionDef, ast.AsyncFunctionDef)) and item.name == method_name:
+            if (
+                isinstance(item, (ast.FunctionDef, ast.AsyncFunctionDef))
+                and item.name == method_name
+            ):
                 return any(_decorator_name(each) == "streaming" for each in item.decorator_list)
     return False
 
@@ -232,7 +239,9 @@ def _fields_schema(hint: Any, where: str) -> Dict[str, Any]:
     fields = typing.get_type_hints(hint)
     schema: Dict[str, Any] = {
         "type": "object",
-        "properties": {name: _type_schema(each, f"{where}.{name}") for name, each in fields.items()},
+        "properties": {
+            name: _type_schema(each, f"{where}.{name}") for name, each in fields.items()
+        },
     }
     required = getattr(hint, "__required_keys__", None)
     if required:
@@ -260,7 +269,9 @@ def _output_schema(hint: Any) -> Dict[str, Any]:
 
 def main(arguments: Optional[List[str]] = None) -> int:
     """Entry point of `python -m vyvo_runner.schema`; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="vyvo_runner.schema", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="vyvo_runner.schema", description=(__doc__ or "").split("\n")[0]
+    )
     reference = os.environ.get("COG_PREDICT_TYPE_STUB", DEFAULT_REFERENCE)
     parser.add_argument("reference", nargs="?", default=reference)
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="file to write")

@@ -45,11 +45,17 @@ class StorageSettings:
         """
         environ = os.environ if environ is None else environ
         endpoint = urllib.parse.urlsplit(_required(environ, "VYVO_S3_ENDPOINT"))
-        if endpoint.scheme not in ("http", "https") or not endpoint.hostname or endpoint.path.strip("/"):
+        if (
+            endpoint.scheme not in ("http", "https")
+            or not endpoint.hostname
+            or endpoint.path.strip("/")
+        ):
             raise SettingsError("VYVO_S3_ENDPOINT must be a URL such as http://127.0.0.1:9000")
         prefix = environ.get("VYVO_S3_BUCKET_PREFIX", "vyvo-")
         if not _BUCKET_PREFIX.fullmatch(prefix):
-            raise SettingsError("VYVO_S3_BUCKET_PREFIX must be lower case letters, digits, '.' and '-'")
+            raise SettingsError(
+                "VYVO_S3_BUCKET_PREFIX must be lower case letters, digits, '.' and '-'"
+            )
         return cls(
             endpoint=endpoint.netloc.rpartition("@")[2],
             secure=endpoint.scheme == "https",
@@ -71,5 +77,7 @@ def _required(environ: Mapping[str, str], name: str) -> str:
 def _seconds(environ: Mapping[str, str]) -> int:
     text = environ.get("VYVO_ARTIFACT_TTL_SECONDS") or str(WEEK_SECONDS)
     if not text.isascii() or not text.isdigit() or not 0 < int(text) < 10**10:
-        raise SettingsError(f"VYVO_ARTIFACT_TTL_SECONDS must be a whole number of seconds, not {text[:40]!r}")
+        raise SettingsError(
+            f"VYVO_ARTIFACT_TTL_SECONDS must be a whole number of seconds, not {text[:40]!r}"
+        )
     return int(text)

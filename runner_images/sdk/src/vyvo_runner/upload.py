@@ -8,8 +8,8 @@ import io
 import os
 import re
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
-from typing import BinaryIO, Dict, NamedTuple, Optional, TypedDict, Union
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, Dict, NamedTuple, Optional, TypedDict, Union
 
 import urllib3
 from minio import Minio
@@ -50,7 +50,7 @@ class _Content(NamedTuple):
 
 
 def upload(
-    source: Union[str, "os.PathLike[str]", bytes, bytearray, memoryview],
+    source: Union[str, os.PathLike[str], bytes, bytearray, memoryview],
     modality: Optional[str] = None,
     *,
     filename: Optional[str] = None,
@@ -80,7 +80,9 @@ def upload(
         with path.open("rb") as stream:
             return _store(settings, _describe(stream), modality, filename)
     except OSError as error:
-        raise UploadError(f"cannot read the output {str(path)!r}: {error.strerror or error}") from error
+        raise UploadError(
+            f"cannot read the output {str(path)!r}: {error.strerror or error}"
+        ) from error
 
 
 def _describe(stream: BinaryIO) -> _Content:
@@ -103,7 +105,7 @@ def _store(
     now = datetime.now(timezone.utc).replace(microsecond=0)
     key = _key(now, content, filename)
     expires_at = _iso(now + timedelta(seconds=settings.ttl_seconds))
-    metadata: Dict[str, str] = {"sha256": content.sha256, "expires-at": expires_at}
+    metadata: Dict[str, Any] = {"sha256": content.sha256, "expires-at": expires_at}
     _put(settings, bucket, key, content, metadata)
     return {
         "type": modality,
@@ -118,7 +120,9 @@ def _modality(content: _Content, modality: Optional[str]) -> str:
     chosen = modality if modality is not None else modality_of(content.mime_type)
     if chosen is None:
         names = ", ".join(MODALITIES)
-        raise UploadError(f"content of type {content.mime_type} has no modality; pass one of {names}")
+        raise UploadError(
+            f"content of type {content.mime_type} has no modality; pass one of {names}"
+        )
     if chosen not in MODALITIES:
         raise UploadError(f"unknown modality {chosen[:40]!r}; use one of {', '.join(MODALITIES)}")
     return chosen
@@ -130,7 +134,7 @@ def _key(now: datetime, content: _Content, filename: Optional[str]) -> str:
         # Only the last part of a path, so that no name climbs out of its folder.
         wanted = _UNSAFE.sub("-", Path(filename.replace("\\", "/")).name).strip(".-")[-100:]
         name = f"{name}-{wanted}" if wanted else name
-    if not os.path.splitext(name)[1]:
+    if not PurePosixPath(name).suffix:
         name += extension_of(content.mime_type)
     owner = _UNSAFE.sub("-", prediction_id() or "").strip(".-")[:128]
     return "/".join(part for part in (now.strftime("%Y/%m/%d"), owner, name) if part)
@@ -158,7 +162,9 @@ def _client(settings: StorageSettings) -> Minio:
     )
 
 
-def _put(settings: StorageSettings, bucket: str, key: str, content: _Content, metadata: Dict[str, str]) -> None:
+def _put(
+    settings: StorageSettings, bucket: str, key: str, content: _Content, metadata: Dict[str, Any]
+) -> None:
     client = _client(settings)
 
     def put() -> None:
@@ -183,7 +189,9 @@ def _put(settings: StorageSettings, bucket: str, key: str, content: _Content, me
             put()
     except (MinioException, urllib3.exceptions.HTTPError, ValueError) as error:
         reason = str(error).splitlines()[0][:300]
-        raise UploadError(f"cannot store the output at {settings.endpoint}/{bucket}: {reason}") from error
+        raise UploadError(
+            f"cannot store the output at {settings.endpoint}/{bucket}: {reason}"
+        ) from error
 
 
 def _make_bucket(client: Minio, bucket: str) -> None:

@@ -43,7 +43,7 @@ def build(client: Client, console: Console, version: str, weights_uri: str) -> d
     """Build the version, showing the log as it comes; the build as it ended."""
     submitted = client.submit_build({
         "template": TEMPLATE, "runner_name": "digits", "model_id": MODEL_ID, "version": version,
-        "repo": "https://github.com/vyvo/digits-diffusion", "weights_uri": weights_uri, "env": {},
+        "weights_uri": weights_uri, "env": {},
     })
     console.print(f"build {submitted['build_id']} is {submitted['status']}", highlight=False)
     step = ""

@@ -21,6 +21,7 @@ _POLL_SECONDS = 0.25
 _GRACE_SECONDS = 3.0
 _TAIL_LINES = 12
 _LINE_BYTES = 1 << 20
+_QUOTED_CHARS = 600
 
 
 def run_logged(
@@ -108,10 +109,8 @@ def stop_group(process: "subprocess.Popen[bytes]", grace: float = _GRACE_SECONDS
         os.killpg(process.pid, signal.SIGTERM if running else signal.SIGKILL)
     if not running:
         return
-    try:
+    with suppress(subprocess.TimeoutExpired):
         process.wait(timeout=grace)
-    except subprocess.TimeoutExpired:
-        pass
     # Whatever of the group outlived the leader goes too.
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
@@ -133,6 +132,7 @@ def _read(stream: IO[bytes] | None, lines: "queue.SimpleQueue[str | None]") -> N
 
 
 def _last(tail: "deque[str]") -> str:
-    errors = [text for text in tail if "error" in text.lower()]
-    chosen = (errors or list(tail))[-3:]
-    return " | ".join(text.strip() for text in chosen)[:600] or "it printed nothing"
+    """What to quote: from the first line that speaks of an error, else the last lines."""
+    lines = [text.strip() for text in tail]
+    first = next((n for n, text in enumerate(lines) if "error" in text.lower()), len(lines) - 3)
+    return " | ".join(lines[max(first, 0) :])[:_QUOTED_CHARS] or "it printed nothing"

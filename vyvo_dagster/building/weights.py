@@ -1,16 +1,17 @@
 """A model's weights: fetched once, kept in the store under the checksum of their bytes."""
 
 import hashlib
+import importlib
 import os
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import httpx
 
-from vyvo_dagster.building.addresses import public_addresses, stream_public
+from vyvo_dagster.building.addresses import stream_public
 from vyvo_dagster.building.types import Log
 from vyvo_dagster.building.validation import parse_hf, validate_weights_uri
 from vyvo_dagster.domain.model import Modality
@@ -22,6 +23,9 @@ __all__ = ["WeightsRecord", "copy_weights", "local_weights", "store_weights", "v
 _STEP: Final = "weights"
 _CHUNK: Final = 1 << 20
 _REPORT_BYTES: Final = 256 << 20
+
+Https = Callable[[str], AbstractContextManager[httpx.Response]]
+"""Opens an https location for reading."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,7 @@ def copy_weights(
     log: Log,
     *,
     check: Callable[[], None] = lambda: None,
-    addresses: Callable[[str, int], Sequence[str]] = public_addresses,
+    https: Https = stream_public,
 ) -> WeightsRecord:
     """Bring weights into the store under their checksum; nothing is stored twice.
 
@@ -56,7 +60,7 @@ def copy_weights(
         scratch_dir: local copies by checksum, `sha256/<hex>`; reused by the health check.
         log: progress, a line per 256 MiB.
         check: called between chunks; raises to stop, such as BuildContext.check_canceled.
-        addresses: the gate of https hosts.
+        https: opens an https location; the default refuses hosts that are not public.
 
     Raises:
         InvalidWeightsUri: the location, or one it redirects to, is not allowed.
@@ -72,7 +76,7 @@ def copy_weights(
         if scheme == "s3":
             digest = _from_store(uri, store, partial, log, check)
         elif scheme == "https":
-            digest = _from_https(uri, partial, log, check, addresses)
+            digest = _from_https(uri, partial, log, check, https)
         else:
             digest = _from_hub(uri.removeprefix("hf://"), partial, log, check)
         size = partial.stat().st_size
@@ -144,9 +148,9 @@ def _from_https(
     partial: Path,
     log: Log,
     check: Callable[[], None],
-    addresses: Callable[[str, int], Sequence[str]],
+    https: Https,
 ) -> str:
-    with stream_public(uri, addresses=addresses) as response:
+    with https(uri) as response:
         length = response.headers.get("content-length")
         try:
             digest, size = _write(response.iter_raw(_CHUNK), partial, _Report(log, check))
@@ -159,7 +163,7 @@ def _from_https(
 
 def _from_hub(rest: str, partial: Path, log: Log, check: Callable[[], None]) -> str:
     try:
-        from huggingface_hub import hf_hub_download  # noqa: PLC0415 - optional, and slow to import
+        hub = importlib.import_module("huggingface_hub")
     except ImportError as error:
         raise BuildFailed(
             "weights: hf:// locations need the package huggingface_hub on the build host: "
@@ -167,7 +171,7 @@ def _from_hub(rest: str, partial: Path, log: Log, check: Callable[[], None]) -> 
         ) from error
     repo, revision, name = parse_hf(rest)
     try:
-        found = Path(str(hf_hub_download(repo_id=repo, filename=name, revision=revision)))
+        found = Path(str(hub.hf_hub_download(repo_id=repo, filename=name, revision=revision)))
     except Exception as error:
         raise BuildFailed(f"weights: {repo} {name}: {error}") from error
     with found.open("rb") as file:

@@ -1,0 +1,101 @@
+"""What a part of the stack is, and how one is started and waited for."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vyvo_dagster.errors import Unavailable, VyvoError
+from vyvo_dagster.local.process import Child, spawn, stop, tail
+
+__all__ = ["Part", "Probe", "start_part"]
+
+Probe = Callable[[], Awaitable[None]]
+"""Returns when the part answers as it should; raises `Unavailable` with the reason until then."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One process of the stack.
+
+    `prepare` runs before every start (configuration files, initdb), `settle` after the part
+    first answers (databases, buckets). Both are repeated on a restart and so are idempotent.
+    """
+
+    name: str
+    argv: tuple[str, ...]
+    url: str
+    ready: Probe
+    env: Mapping[str, str] = field(default_factory=dict)
+    cwd: Path | None = None
+    user: tuple[int, int] | None = None
+    prepare: Callable[[], Awaitable[None]] | None = None
+    settle: Callable[[], Awaitable[None]] | None = None
+    start_timeout: float = 60.0
+    stop_signal: signal.Signals = signal.SIGTERM
+    stop_grace: float = 10.0
+
+
+async def start_part(part: Part, *, logs: Path, env: Mapping[str, str] | None = None) -> Child:
+    """Start a part and wait until it answers.
+
+    Args:
+        logs: directory of the log files.
+        env: environment that the part's own is added to; this process's own where None.
+
+    Raises:
+        Unavailable: it ended or stayed silent past `start_timeout`; `extra["log_tail"]` holds
+            the end of its log. Nothing of it is left running.
+    """
+    if part.prepare is not None:
+        await part.prepare()
+    log = logs / f"{part.name}.log"
+    try:
+        child = spawn(
+            part.name,
+            part.argv,
+            env={**(os.environ if env is None else env), **part.env},
+            log=log,
+            cwd=part.cwd,
+            user=part.user,
+            stop_signal=part.stop_signal,
+            stop_grace=part.stop_grace,
+        )
+    except OSError as error:
+        raise Unavailable(f"{part.name} cannot be started: {error}") from error
+    try:
+        await _answers(part, child)
+        if part.settle is not None:
+            await part.settle()
+    except BaseException as error:
+        await asyncio.shield(stop(child, grace=min(part.stop_grace, 3.0)))
+        if isinstance(error, VyvoError):
+            error.extra.setdefault("log_tail", tail(log))
+        raise
+    return child
+
+
+async def _answers(part: Part, child: Child) -> None:
+    deadline = time.monotonic() + part.start_timeout
+    pause, reason = 0.02, "no answer yet"
+    while time.monotonic() < deadline:
+        if not child.running():
+            raise Unavailable(
+                f"{part.name} ended with status {child.popen.returncode} while it started; "
+                f"its log is {child.log}"
+            )
+        try:
+            await asyncio.wait_for(part.ready(), timeout=5.0)
+        except (Unavailable, TimeoutError) as error:
+            reason = str(error) or "the probe timed out"
+        else:
+            return
+        await asyncio.sleep(pause)
+        pause = min(pause * 1.3, 0.25)
+    raise Unavailable(
+        f"{part.name} did not answer within {part.start_timeout:.0f} s ({reason}); "
+        f"its log is {child.log}"
+    )

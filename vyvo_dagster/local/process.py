@@ -1,0 +1,195 @@
+"""One child process: started so that it cannot outlive us, stopped with a bounded grace."""
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+__all__ = ["STACK_VARIABLE", "Child", "kill_marked", "marked_pids", "spawn", "stop", "tail"]
+
+STACK_VARIABLE = "VYVO_STACK"
+"""Environment variable that every process of a stack inherits; its value is the data directory.
+
+It is how a later start, or the guardian, finds what a killed `vyvo up` left behind.
+"""
+
+_PR_SET_PDEATHSIG = 1
+_LOG_LIMIT_BYTES = 16 * 1024 * 1024
+_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+
+@dataclass(slots=True)
+class Child:
+    """A started process and how it wants to be stopped."""
+
+    name: str
+    popen: subprocess.Popen[bytes]
+    log: Path
+    stop_signal: signal.Signals = signal.SIGTERM
+    stop_grace: float = 10.0
+    started_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def pid(self) -> int:
+        return self.popen.pid
+
+    def running(self) -> bool:
+        return self.popen.poll() is None
+
+
+def spawn(
+    name: str,
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    log: Path,
+    cwd: Path | None = None,
+    user: tuple[int, int] | None = None,
+    stop_signal: signal.Signals = signal.SIGTERM,
+    stop_grace: float = 10.0,
+) -> Child:
+    """Start `argv` in its own session with both outputs appended to `log`.
+
+    Call it from the main thread: Linux delivers the parent-death signal when the *thread* that
+    forked ends, not the process.
+
+    Args:
+        env: the whole environment of the child.
+        user: (uid, gid) to run as; needs root.
+
+    Raises:
+        OSError: the program cannot be started.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    if log.exists() and log.stat().st_size > _LOG_LIMIT_BYTES:
+        log.replace(log.with_suffix(".log.1"))
+    with log.open("ab") as output:
+        popen = subprocess.Popen(
+            list(argv),
+            env=dict(env),
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            user=user[0] if user else None,
+            group=user[1] if user else None,
+            extra_groups=[] if user else None,
+            preexec_fn=_die_with_parent(stop_signal),  # noqa: PLW1509 - one system call, no lock
+        )
+    return Child(name, popen, log, stop_signal, stop_grace)
+
+
+def _die_with_parent(death_signal: signal.Signals) -> Callable[[], None] | None:
+    if _libc is None:
+        return None
+    libc, parent = _libc, os.getpid()
+
+    def in_child() -> None:
+        # After Popen has changed the user: a change of credentials clears the setting.
+        libc.prctl(_PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0)
+        if os.getppid() != parent:  # it died between the fork and the line above
+            os._exit(1)
+
+    return in_child
+
+
+async def stop(child: Child, *, grace: float | None = None) -> bool:
+    """Ask `child` to stop, then kill its whole process group after the grace (seconds).
+
+    Returns:
+        Whether it stopped by itself.
+    """
+    if child.running():
+        child.popen.send_signal(child.stop_signal)
+    polite = await _ended(child, child.stop_grace if grace is None else grace)
+    # Also after a polite end: what it left in its group (a worker, a shell) goes with it.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL)
+    await _ended(child, 5.0)
+    return polite
+
+
+async def _ended(child: Child, within: float) -> bool:
+    deadline = time.monotonic() + within
+    while child.running():
+        if time.monotonic() >= deadline:
+            return False
+        await asyncio.sleep(0.02)
+    return True
+
+
+def tail(log: Path, lines: int = 15) -> str:
+    """The last lines of a log file, or an empty string where there is none."""
+    try:
+        with log.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - 16_384))
+            return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
+    except OSError:
+        return ""
+
+
+def marked_pids(stack: str, *, spare: Iterable[int] = ()) -> list[int]:
+    """Pids of the processes that carry `VYVO_STACK=stack`, without ourselves and our ancestors."""
+    spared = {os.getpid(), *_ancestors(), *spare}
+    needle = f"{STACK_VARIABLE}={stack}".encode()
+    found: list[int] = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        pid = int(entry.name)
+        if pid in spared:
+            continue
+        try:
+            if needle in (entry / "environ").read_bytes().split(b"\0") and _alive(entry):
+                found.append(pid)
+        except OSError:
+            continue
+    return found
+
+
+def _alive(proc: Path) -> bool:
+    """Whether the process is more than a zombie that its parent has yet to reap."""
+    return (proc / "stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+
+
+def _ancestors() -> set[int]:
+    found: set[int] = set()
+    pid = os.getppid()
+    while pid > 1 and pid not in found:
+        found.add(pid)
+        try:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, ValueError, IndexError):
+            break
+    return found
+
+
+def kill_marked(stack: str, *, grace: float, spare: Iterable[int] = ()) -> list[int]:
+    """End all that carries the mark: SIGTERM, then SIGKILL after the grace (seconds). Blocks.
+
+    Returns:
+        The pids that were found.
+    """
+    spared = tuple(spare)
+    found = marked_pids(stack, spare=spared)
+    _signal_all(found, signal.SIGTERM)
+    deadline = time.monotonic() + grace
+    while marked_pids(stack, spare=spared):
+        if time.monotonic() >= deadline:
+            _signal_all(marked_pids(stack, spare=spared), signal.SIGKILL)
+            deadline += 1.0
+        time.sleep(0.05)
+    return found
+
+
+def _signal_all(pids: Iterable[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, number)

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from vyvo_dagster.domain.node import ASSIGNMENT, AssignmentState, NodeState
 from vyvo_dagster.store.notify import REGISTRY_CHANNEL, notify
-from vyvo_dagster.store.records import Assignment
+from vyvo_dagster.store.records import Assignment, ModelVersion
 from vyvo_dagster.store.rows import record
 from vyvo_dagster.store.tables import assignments, model_versions, nodes
 
@@ -93,6 +93,16 @@ class AssignmentRepository:
         """The assignments in force of several nodes, oldest first."""
         query = _select().where(_A.node_id.in_(node_ids), _IN_FORCE).order_by(_A.id)
         return [record(Assignment, r) for r in (await self._connection.execute(query)).mappings()]
+
+    async def loaded_with(self, node_id: UUID) -> list[tuple[Assignment, ModelVersion]]:
+        """A node's assignments in force, each with its version: what a heartbeat's answer is made of."""
+        of_version = [column.label(f"of_version_{column.name}") for column in model_versions.c]
+        query = _select().add_columns(*of_version).where(_A.node_id == node_id, _IN_FORCE).order_by(_A.id)
+        return [
+            (record(Assignment, row),
+             record(ModelVersion, {c.name: row[f"of_version_{c.name}"] for c in model_versions.c}))
+            for row in (await self._connection.execute(query)).mappings()
+        ]
 
     async def observe(self, node_id: UUID, seen: Observation) -> AssignmentState | None:
         """Record what the agent sees; returns the state before it, None where nothing changed.

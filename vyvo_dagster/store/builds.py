@@ -48,15 +48,24 @@ class BuildRepository:
         """One build."""
         return await self._one(sa.select(runner_builds).where(_B.id == id))
 
+    async def of_runs(self, run_ids: Iterable[str]) -> Build | None:
+        """The build that one of these Dagster runs executes, or executed."""
+        return await self._one(sa.select(runner_builds).where(_B.run_id.in_(list(run_ids))).limit(1))
+
+    async def newest(self, model_id: str, version: str) -> Build | None:
+        """The last build of a version."""
+        query = sa.select(runner_builds).where(_B.model_id == model_id, _B.version == version)
+        return await self._one(query.order_by(_B.id.desc()).limit(1))
+
     async def browse(
-        self, cursor: UUID | None, limit: int, state: BuildState | None = None, model_id: str | None = None
+        self, tenant: str | None, cursor: UUID | None, limit: int,
+        state: BuildState | None = None, model_id: str | None = None,
     ) -> list[Build]:
-        """Newest first."""
+        """Newest first, of `tenant` unless that is None."""
         query = sa.select(runner_builds)
-        if state is not None:
-            query = query.where(_B.state == state)
-        if model_id is not None:
-            query = query.where(_B.model_id == model_id)
+        for column, value in ((_B.tenant, tenant), (_B.state, state), (_B.model_id, model_id)):
+            if value is not None:
+                query = query.where(column == value)
         rows = await self._connection.execute(page(query, _B.id, cursor, limit))
         return [record(Build, r) for r in rows.mappings()]
 

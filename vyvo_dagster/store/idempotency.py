@@ -50,6 +50,13 @@ class IdempotencyRepository:
             raise Conflict("this Idempotency-Key was used for another request; send a new key")
         return dict(kept["answer"])
 
+    async def settle(self, tenant: str, key: str, answer: dict[str, Any]) -> None:
+        """Replace the answer of a key claimed in this transaction: it is known only now."""
+        t = idempotency_keys
+        await self._connection.execute(
+            sa.update(t).where(t.c.tenant == tenant, t.c.key == key).values(answer=answer)
+        )
+
     async def purge(self) -> int:
         """Forget keys past their 24 hours; returns how many."""
         t = idempotency_keys

@@ -84,6 +84,15 @@ class KeyRepository:
             .values(revoked_at=sa.func.now())
         )
 
+    async def audited(self, action: str, subject: str, limit: int) -> list[Mapping[str, Any]]:
+        """Details of the latest such actions, newest first."""
+        t = audit_log.c
+        query = (
+            sa.select(t.detail).where(t.action == action, t.subject == subject)
+            .order_by(t.id.desc()).limit(limit)
+        )
+        return list((await self._connection.execute(query)).scalars())
+
     async def audit(
         self, *, id: UUID, tenant: str, key_prefix: str, action: str, subject: str,
         detail: Mapping[str, Any] | None = None,

@@ -1,0 +1,249 @@
+"""The agent's composition: joins, sessions, and an orderly end."""
+
+import asyncio
+import fcntl
+import logging
+import os
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+from uuid import UUID, uuid4
+
+from pydantic import SecretStr
+
+from vyvo_dagster.agent.assignment import Limits
+from vyvo_dagster.agent.attempt import AttemptNode
+from vyvo_dagster.agent.attempts import Attempts
+from vyvo_dagster.agent.capabilities import detect, memory_available_bytes, node_name
+from vyvo_dagster.agent.control_plane import ControlPlane
+from vyvo_dagster.agent.envfile import EnvDirectory
+from vyvo_dagster.agent.gpus import GpuBooking
+from vyvo_dagster.agent.heartbeat import Heartbeats
+from vyvo_dagster.agent.join import CredentialFile, Session, join
+from vyvo_dagster.agent.nvml import Nvml
+from vyvo_dagster.agent.orders import Orders
+from vyvo_dagster.agent.reconcile import NodePreparation, Reconciler
+from vyvo_dagster.agent.runners.base import Launcher
+from vyvo_dagster.agent.runners.container import ContainerLauncher
+from vyvo_dagster.agent.runners.engine import Engine, connect
+from vyvo_dagster.agent.runners.process import ProcessLauncher
+from vyvo_dagster.agent.uploads import Uploader
+from vyvo_dagster.agent.weights import WeightsCache
+from vyvo_dagster.errors import Conflict
+from vyvo_dagster.objects import ObjectStore
+from vyvo_dagster.protocol.node import Capabilities, Heartbeat, HeartbeatAnswer, Register, S3Access
+from vyvo_dagster.settings import AgentSettings, S3Settings
+
+__all__ = ["Agent"]
+
+_log = logging.getLogger(__name__)
+
+# Together within the eight seconds that a stop may take.
+_HAND_BACK_SECONDS: Final = 4.0
+_LEAVE_SECONDS: Final = 1.0
+_CLOSE_SECONDS: Final = 3.0
+_REJOIN_SECONDS: Final = 1.0
+_TRANSFER_THREADS: Final = 8
+
+
+class Agent:
+    """One node's agent.
+
+    Args:
+        settings: where the control plane is and what this node may use.
+        limits: times and counts for its assignments; unset, the usual ones with the settings'
+            slots.
+
+    """
+
+    def __init__(self, settings: AgentSettings, limits: Limits | None = None) -> None:
+        self._settings = settings
+        self._limits = limits or Limits(slots=settings.slots)
+        self._name = node_name(settings.name)
+        self._data_dir = settings.data_dir.absolute()
+        self._due = asyncio.Event()
+        self._transfers = ThreadPoolExecutor(_TRANSFER_THREADS, thread_name_prefix="transfer")
+        self._cache = WeightsCache(self._data_dir / "weights", self._transfers)
+        self._node_id: UUID | None = None
+        self._reconciler: Reconciler | None = None
+        self._attempts: Attempts | None = None
+        self._heartbeats: Heartbeats | None = None
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until `stop` is set, then hand back what runs, say so, and stop every runner.
+
+        Raises:
+            Conflict: another agent uses the data directory.
+            Unavailable: a container engine is asked for and none answers.
+            InvalidInput: the settings cannot work.
+
+        """
+        settings = self._settings
+        self._data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _sole_user(self._data_dir):
+            nvml = await asyncio.to_thread(Nvml)
+            engine = await connect(settings.engine, settings.docker_host)
+            version = None if engine is None else engine.version
+            capabilities = await asyncio.to_thread(detect, nvml, version)
+            self._cache.sweep()
+            _log.info(
+                "%s: %d CPUs, %d GPUs, runners are %s", self._name, capabilities.cpus, len(capabilities.gpus),
+                "processes" if engine is None else f"containers (engine {engine.version})",
+            )  # fmt: skip
+            try:
+                async with (
+                    ControlPlane(settings.api_url) as control_plane,
+                    asyncio.TaskGroup() as group,
+                ):
+                    gpus = GpuBooking(capabilities.gpus)
+                    host = _Host(control_plane, group, engine, nvml, capabilities, gpus)
+                    await self._until(stop, host)
+            finally:
+                self._transfers.shutdown(wait=False, cancel_futures=True)
+                if engine is not None:
+                    await engine.aclose()
+                nvml.close()
+
+    async def _until(self, stop: asyncio.Event, host: "_Host") -> None:
+        sessions = asyncio.create_task(self._sessions(host))
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait({sessions, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+            sessions.cancel()
+            await asyncio.wait({sessions})
+            await self._leave()
+        if not sessions.cancelled():
+            sessions.result()
+
+    async def _sessions(self, host: "_Host") -> None:
+        """Join, serve, and join again whenever the control plane no longer knows this boot."""
+        token = self._settings.join_token
+        while True:
+            body = Register(
+                name=self._name, boot_id=uuid4(), capabilities=host.capabilities,
+                labels=self._settings.labels,
+            )  # fmt: skip
+            session = await join(
+                host.control_plane,
+                CredentialFile(self._data_dir / "credential.json"),
+                None if token is None else token.get_secret_value(),
+                body,
+            )
+            why = await self._serve(session, host)
+            _log.warning("joining again: %s", why)
+            if self._attempts is not None:
+                self._attempts.fence_all()
+            await asyncio.sleep(_REJOIN_SECONDS)
+
+    async def _serve(self, session: Session, host: "_Host") -> str:
+        """One session, until its boot is refused; return why."""
+        reconciler = await self._reconcilers(session, host)
+        store = ObjectStore(_s3(session.s3), artifact_ttl_seconds=session.artifact_ttl_seconds)
+        preparation = NodePreparation(session, store, self._cache, reconciler.env_files, host.gpus)
+        node = AttemptNode(
+            control_plane=host.control_plane,
+            uploader=Uploader(store, session.artifact_ttl_seconds, self._transfers),
+            find=reconciler.find,
+        )
+        attempts = self._attempts = Attempts(node, host.group, self._due)
+
+        async def compose(now: datetime) -> Heartbeat:
+            return Heartbeat(
+                boot_id=session.boot_id,
+                sent_at=now,
+                leaving=False,
+                memory_available_bytes=memory_available_bytes(),
+                gpus=await asyncio.to_thread(host.nvml.metrics),
+                running=attempts.running(),
+                assignments=reconciler.observed(),
+            )
+
+        async def applied(body: Heartbeat, answer: HeartbeatAnswer) -> None:
+            attempts.fence(answer.fenced)
+            reconciler.acknowledge(body.assignments)
+            await reconciler.apply(answer.assignments, session, preparation)
+
+        def sync() -> None:
+            reconciler.retry_failed()
+            self._due.set()
+
+        heartbeats = self._heartbeats = Heartbeats(
+            host.control_plane, session, self._due, compose, applied
+        )
+        orders = Orders(session.redis_url, session.node_id, session.boot_id, attempts, sync)
+        reading = asyncio.create_task(orders.run())
+        try:
+            return await heartbeats.run()
+        finally:
+            reading.cancel()
+            await asyncio.wait({reading})
+
+    async def _reconcilers(self, session: Session, host: "_Host") -> Reconciler:
+        """The reconciler of this node's id, which outlives sessions as runners do."""
+        if self._reconciler is not None and self._node_id == session.node_id:
+            return self._reconciler
+        if self._reconciler is not None:
+            await self._reconciler.close(_CLOSE_SECONDS)
+        settings = self._settings
+        venvs = (settings.venv_dir or self._data_dir / "venvs").absolute()
+        launchers: list[Launcher] = [ProcessLauncher(venvs, self._data_dir / "runners")]
+        if host.engine is not None:
+            launchers.append(ContainerLauncher(host.engine, session.node_id))
+        env_files = EnvDirectory(settings.env_dir.absolute(), session.node_id)
+        self._node_id = session.node_id
+        self._reconciler = Reconciler(launchers, env_files, self._limits, host.group, self._due)
+        return self._reconciler
+
+    async def _leave(self) -> None:
+        if self._attempts is not None:
+            await self._attempts.hand_back(_HAND_BACK_SECONDS)
+        if self._heartbeats is not None:
+            await self._heartbeats.leave(_LEAVE_SECONDS)
+        if self._reconciler is not None:
+            await self._reconciler.close(_CLOSE_SECONDS)
+        _log.info("stopped")
+
+
+@dataclass(frozen=True, slots=True)
+class _Host:
+    """What stays the same over the agent's sessions."""
+
+    control_plane: ControlPlane
+    group: asyncio.TaskGroup
+    engine: Engine | None
+    nvml: Nvml
+    capabilities: Capabilities
+    gpus: GpuBooking
+
+
+def _s3(access: S3Access) -> S3Settings:
+    return S3Settings(
+        endpoint=access.endpoint,
+        public_endpoint=None,
+        access_key=access.access_key,
+        secret_key=SecretStr(access.secret_key),
+        region=access.region,
+        bucket_prefix=access.bucket_prefix,
+    )
+
+
+@contextmanager
+def _sole_user(data_dir: Path) -> Generator[None]:
+    """Hold the data directory's lock; the kernel frees it however the process ends."""
+    handle = os.open(data_dir / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Conflict(
+                f"another agent uses {data_dir}; stop it, or set VYVO_AGENT_DATA_DIR to another folder"
+            ) from error
+        yield
+    finally:
+        os.close(handle)

@@ -1,0 +1,146 @@
+"""The agent's HTTP client to the control plane; answers become values, problems become errors."""
+
+from collections.abc import Mapping
+from typing import Any, Final, Self, TypeVar
+from urllib.parse import urlsplit
+from uuid import UUID
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from vyvo_dagster.errors import (
+    Conflict,
+    Forbidden,
+    InvalidInput,
+    NotFound,
+    StaleAttempt,
+    Unauthenticated,
+    Unavailable,
+    VyvoError,
+)
+from vyvo_dagster.protocol.job import CompletionReport, ProgressReport
+from vyvo_dagster.protocol.node import Heartbeat, HeartbeatAnswer, Register, RegisterAnswer
+
+__all__ = ["ControlPlane"]
+
+M = TypeVar("M", bound=BaseModel)
+
+_TIMEOUT: Final = httpx.Timeout(15.0, connect=5.0)
+# A proxy or a server that is starting answers these; the request itself may be good.
+_TRANSIENT: Final = frozenset({408, 425, 429, 502, 503, 504})
+_ERRORS: Final[Mapping[int, type[VyvoError]]] = {
+    400: InvalidInput,
+    401: Unauthenticated,
+    403: Forbidden,
+    404: NotFound,
+    409: Conflict,
+    413: InvalidInput,
+    422: InvalidInput,
+}
+
+
+class ControlPlane:
+    """One api, as one node.
+
+    Args:
+        api_url: URL of the api, http or https, without a path.
+
+    `credential` is the node's own, set by whoever joined; requests other than `register` carry it.
+
+    Methods raise Unavailable when the api does not answer or is starting, Unauthenticated,
+    Forbidden, NotFound, Conflict (StaleAttempt where the problem's code says so), InvalidInput as
+    the api answers, and VyvoError when it failed inside.
+
+    """
+
+    def __init__(self, api_url: str) -> None:
+        parts = urlsplit(api_url)
+        if parts.scheme not in {"http", "https"} or not parts.netloc:
+            raise InvalidInput(
+                f"VYVO_AGENT_API_URL must look like http://host:port; got {api_url!r}"
+            )
+        self.url = api_url.rstrip("/")
+        self.credential: str | None = None
+        self._http = httpx.AsyncClient(
+            base_url=self.url,
+            timeout=_TIMEOUT,
+            limits=httpx.Limits(max_connections=256, max_keepalive_connections=64),
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._http.aclose()
+
+    async def register(self, body: Register, token: str) -> RegisterAnswer:
+        """Join with the join token or with the node's own credential."""
+        answer = await self._post("/api/nodes/register", body, token)
+        return _parsed(RegisterAnswer, answer)
+
+    async def heartbeat(
+        self, node_id: UUID, body: Heartbeat, *, seconds: float | None = None
+    ) -> HeartbeatAnswer:
+        """Report this node; `seconds` shortens the usual one."""
+        answer = await self._post(
+            f"/api/nodes/{node_id}/heartbeat", body, self.credential, seconds=seconds
+        )
+        return _parsed(HeartbeatAnswer, answer)
+
+    async def progress(self, job_id: UUID, report: ProgressReport) -> None:
+        """Report an attempt's start, progress or log lines."""
+        await self._post(f"/api/jobs/{job_id}/progress", report, self.credential)
+
+    async def complete(self, job_id: UUID, report: CompletionReport) -> None:
+        """Report an attempt's end; the api answers a repeat as it did the first."""
+        await self._post(f"/api/jobs/{job_id}/complete", report, self.credential)
+
+    async def _post(
+        self, path: str, body: BaseModel, token: str | None, *, seconds: float | None = None
+    ) -> httpx.Response:
+        headers = {"Content-Type": "application/json"}
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
+        try:
+            answer = await self._http.post(
+                path,
+                content=body.model_dump_json(),
+                headers=headers,
+                timeout=_TIMEOUT if seconds is None else seconds,
+            )
+        except httpx.HTTPError as error:
+            raise Unavailable(
+                f"the api at {self.url} does not answer ({type(error).__name__})"
+            ) from error
+        if answer.is_success:
+            return answer
+        raise self._problem(answer)
+
+    def _problem(self, answer: httpx.Response) -> VyvoError:
+        status = answer.status_code
+        problem = _members(answer)
+        detail = str(problem.get("detail") or problem.get("title") or f"HTTP {status}")[:2000]
+        if status in _TRANSIENT or answer.is_redirect:
+            return Unavailable(f"the api at {self.url} answered {status}: {detail}")
+        if status == StaleAttempt.status and problem.get("code") == StaleAttempt.code:
+            return StaleAttempt(detail)
+        return _ERRORS.get(status, VyvoError)(detail)
+
+
+def _members(answer: httpx.Response) -> Mapping[str, Any]:
+    try:
+        problem: Any = answer.json()
+    except ValueError:
+        return {}
+    return problem if isinstance(problem, dict) else {}
+
+
+def _parsed(model: type[M], answer: httpx.Response) -> M:
+    try:
+        return model.model_validate_json(answer.content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise Unavailable(
+            f"{answer.request.url} answered what is no {model.__name__} "
+            f"({'.'.join(map(str, first['loc']))}: {first['msg']}); is it a vyvo api of this version?"
+        ) from error

@@ -1,0 +1,87 @@
+"""The heartbeat: what this node sees goes out, what it should do comes back."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Final
+
+from vyvo_dagster.agent.control_plane import ControlPlane
+from vyvo_dagster.agent.join import Session
+from vyvo_dagster.errors import Conflict, Forbidden, NotFound, Unauthenticated, VyvoError
+from vyvo_dagster.protocol.node import Heartbeat, HeartbeatAnswer
+
+__all__ = ["Heartbeats"]
+
+_log = logging.getLogger(__name__)
+
+_FIRST_RETRY: Final = 0.5
+# Changes that come together (an order, a state) go out together.
+_GATHER_SECONDS: Final = 0.01
+
+
+class Heartbeats:
+    """Heartbeats of one session.
+
+    Args:
+        control_plane: whom to tell.
+        session: as whom.
+        due: event that asks for a heartbeat now.
+        compose: makes the body.
+        applied: gets each answer and the body that it answers.
+
+    """
+
+    def __init__(
+        self,
+        control_plane: ControlPlane,
+        session: Session,
+        due: asyncio.Event,
+        compose: Callable[[datetime], Awaitable[Heartbeat]],
+        applied: Callable[[Heartbeat, HeartbeatAnswer], Awaitable[None]],
+    ) -> None:
+        self._control_plane = control_plane
+        self._session = session
+        self._due = due
+        self._compose = compose
+        self._applied = applied
+
+    async def run(self) -> str:
+        """Beat until the control plane no longer knows this boot; return why. Then join again."""
+        interval = self._session.heartbeat_seconds
+        delay, said = _FIRST_RETRY, ""
+        while True:
+            self._due.clear()
+            try:
+                await self.beat()
+            except (Conflict, Unauthenticated, Forbidden, NotFound) as error:
+                return error.detail
+            except VyvoError as error:
+                if error.detail != said:
+                    said = error.detail
+                    _log.warning("no heartbeat: %s; trying on", said)
+                await asyncio.sleep(min(delay, interval))
+                delay *= 2
+                continue
+            if said:
+                _log.info("heartbeats are answered again")
+            delay, said = _FIRST_RETRY, ""
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._due.wait(), interval)
+                await asyncio.sleep(_GATHER_SECONDS)
+
+    async def beat(self) -> None:
+        """One heartbeat."""
+        body = await self._compose(datetime.now(UTC))
+        answer = await self._control_plane.heartbeat(self._session.node_id, body)
+        await self._applied(body, answer)
+
+    async def leave(self, seconds: float) -> None:
+        """The last one: the agent stops. Bounded; a failure is only logged."""
+        try:
+            body = await self._compose(datetime.now(UTC))
+            body.leaving = True
+            await self._control_plane.heartbeat(self._session.node_id, body, seconds=seconds)
+        except VyvoError as error:
+            _log.warning("could not tell the api that this node leaves: %s", error.detail)

@@ -1,0 +1,85 @@
+"""Entry point of the node agent."""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import threading
+from typing import Final
+
+import uvloop
+from pydantic import ValidationError
+
+from vyvo_dagster.agent.agent import Agent
+from vyvo_dagster.errors import Conflict, InvalidInput, VyvoError
+from vyvo_dagster.settings import AgentSettings
+
+__all__ = ["run"]
+
+_USAGE: Final = 2
+
+
+def run() -> None:
+    """Run the agent of this host until SIGTERM or SIGINT; a second signal ends it at once.
+
+    Settings come from the environment (`AgentSettings`). Exits with 0 after an orderly end, with 2
+    when the settings cannot work, with 1 when something that it needs is missing.
+    """
+    _log_to_stderr()
+    try:
+        settings = AgentSettings()  # pyright: ignore[reportCallIssue]
+        code = uvloop.run(_serve(settings))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        name = "_".join(str(part) for part in first["loc"]).upper()
+        sys.stderr.write(f"vyvo agent: VYVO_AGENT_{name}: {first['msg']}\n")
+        code = _USAGE
+    sys.stderr.flush()
+    if threading.active_count() > 1:
+        # A thread in a transfer or in an engine's call cannot be ended; nothing waits for it.
+        os._exit(code)
+    sys.exit(code)
+
+
+async def _serve(settings: AgentSettings) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            os._exit(1)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    try:
+        await Agent(settings).run(stop)
+    except VyvoError as error:
+        sys.stderr.write(f"vyvo agent: {error.detail}\n")
+        return _USAGE if isinstance(error, InvalidInput | Conflict) else 1
+    except OSError as error:
+        sys.stderr.write(f"vyvo agent: {error}\n")
+        return 1
+    return 0
+
+
+class _OneLine(logging.Formatter):
+    """Time, level, logger and message on one line, whatever the message holds."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return " | ".join(
+            line.strip() for line in super().format(record).splitlines() if line.strip()
+        )
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_OneLine("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    for chatty in ("httpx", "httpcore", "urllib3", "docker"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,145 @@
+"""What a runner is to the agent, however it is started."""
+
+import asyncio
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Protocol
+from uuid import UUID
+
+from vyvo_dagster.agent.cog_client import CogClient, HealthStatus
+from vyvo_dagster.errors import RunnerFailed, Unavailable
+
+__all__ = ["Launcher", "Runner", "RunnerSpec", "log_text", "until_serving"]
+
+_POLL_SECONDS: Final = 0.05
+_LONGEST_POLL: Final = 0.5
+_TAIL_CHARS: Final = 1500
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerSpec:
+    """All that decides how a runner is started.
+
+    `env` is the runner's whole environment but `VYVO_WEIGHTS`, which each launcher sets to where
+    it puts `weights`. `gpu_uuid` is the one GPU that the runner may use; None hides all.
+    """
+
+    assignment_id: UUID
+    image: str
+    env: Mapping[str, str]
+    weights: Path | None = None
+    gpu_uuid: str | None = None
+    memory_bytes: int = 0
+    loopback_uploads: bool = False
+    """The object store listens on this host's loopback, which only host networking reaches."""
+
+    digest: str = field(init=False)
+    """Identifies equal specs over restarts of the agent."""
+
+    def __post_init__(self) -> None:
+        members = (
+            str(self.assignment_id), self.image, dict(self.env), str(self.weights), self.gpu_uuid,
+            self.memory_bytes, self.loopback_uploads,
+        )  # fmt: skip
+        canonical = json.dumps(members, sort_keys=True).encode()
+        object.__setattr__(self, "digest", hashlib.sha256(canonical).hexdigest())
+
+
+class Runner(Protocol):
+    """A started runner. It may not have finished, or passed, its setup."""
+
+    @property
+    def url(self) -> str:
+        """Where its Cog server listens."""
+        ...
+
+    async def wait(self) -> str:
+        """Return once it has ended, with the reason."""
+        ...
+
+    async def stop(self, grace_seconds: float) -> None:
+        """End it: asked first, killed after `grace_seconds`. Ended already is no error."""
+        ...
+
+    async def log_tail(self) -> str:
+        """The last lines that it wrote."""
+        ...
+
+
+class Launcher(Protocol):
+    """Starts runners of one kind."""
+
+    def accepts(self, image: str) -> bool:
+        """Whether `image` names something of this launcher's kind."""
+        ...
+
+    async def prepare(self, image: str) -> None:
+        """Have `image` on this host.
+
+        Raises:
+            RunnerFailed: it cannot be had.
+            Unavailable: not now.
+
+        """
+        ...
+
+    async def launch(self, spec: RunnerSpec) -> Runner:
+        """Start a runner, or find again the one that this spec started before.
+
+        Raises:
+            RunnerFailed: it cannot be started.
+
+        """
+        ...
+
+    async def sweep(self, keep: Iterable[UUID]) -> None:
+        """Remove runners of earlier starts of this agent, but those of the assignments `keep`."""
+        ...
+
+    async def aclose(self) -> None:
+        """Release what the launcher itself holds; runners stay as they are."""
+        ...
+
+
+async def until_serving(client: CogClient, timeout_seconds: float) -> None:
+    """Return once the runner's setup has succeeded.
+
+    Raises:
+        RunnerFailed: the setup failed (the detail has the end of its log) or took too long.
+
+    """
+    deadline = time.monotonic() + timeout_seconds
+    delay = _POLL_SECONDS
+    while True:
+        try:
+            health = await client.health()
+        except Unavailable:
+            health = None
+        if health is not None:
+            if health.serves:
+                return
+            if health.status in {HealthStatus.SETUP_FAILED, HealthStatus.DEFUNCT}:
+                raise RunnerFailed(f"setup failed: {health.setup_logs[-_TAIL_CHARS:].strip()}")
+        if time.monotonic() > deadline:
+            state = "does not answer" if health is None else f"is {health.status}"
+            raise RunnerFailed(f"the runner {state} {timeout_seconds:.0f} s after its start")
+        await asyncio.sleep(delay)
+        delay = min(delay * 1.5, _LONGEST_POLL)
+
+
+def log_text(raw: bytes) -> str:
+    """The end of a runner's log as text; coglet's JSON lines become their messages."""
+    lines: list[str] = []
+    for line in raw.decode(errors="replace").splitlines():
+        try:
+            record: Any = json.loads(line)
+            message = str(record["fields"]["message"])
+        except (ValueError, KeyError, TypeError):
+            message = line
+        if message.strip():
+            lines.append(message.rstrip())
+    return "\n".join(lines)[-_TAIL_CHARS:]

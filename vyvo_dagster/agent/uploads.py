@@ -1,0 +1,151 @@
+"""Outputs that a plain Cog runner gives inline, moved to the object store.
+
+A Cog image that knows nothing of this platform answers files as `data:` URIs (RFC 2397). They are
+uploaded here, into the bucket of their MIME type, and replaced by the artifact shape.
+"""
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import mimetypes
+import re
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+from urllib.parse import unquote_to_bytes
+from uuid import UUID
+
+from vyvo_dagster.domain.artifact import ArtifactShape
+from vyvo_dagster.domain.model import Modality
+from vyvo_dagster.objects import ObjectStore
+
+__all__ = ["Uploader", "clean", "data_uris_in", "decode_data_uri", "modality_of"]
+
+# Mediatype without parameters we use, `;base64`, data. Case-insensitive scheme, as RFC 3986 asks.
+_DATA = re.compile(
+    r"data:(?P<mime>[\w.+-]+/[\w.+-]+)?(?P<params>(?:;[^;,]*)*),(?P<data>.*)",
+    re.IGNORECASE | re.DOTALL,
+)
+_DEFAULT_MIME: Final = "text/plain"
+_OCTETS: Final = "application/octet-stream"
+
+
+@dataclass(frozen=True, slots=True)
+class Uploader:
+    """Puts inline outputs into one store.
+
+    Args:
+        store: where artifacts go.
+        ttl_seconds: life of an artifact.
+        executor: threads for decoding and uploading.
+
+    """
+
+    store: ObjectStore
+    ttl_seconds: int
+    executor: Executor
+
+    async def externalize(self, output: Any, job_id: UUID, attempt: int) -> Any:
+        """`output` with every `data:` URI in it uploaded and replaced by its artifact's shape.
+
+        Raises:
+            Unavailable, NotFound: as the store answers.
+
+        """
+        uris = list(dict.fromkeys(data_uris_in(output)))
+        if not uris:
+            return output
+        loop = asyncio.get_running_loop()
+        async with asyncio.TaskGroup() as group:
+            tasks = {
+                uri: group.create_task(
+                    _awaited(loop, self.executor, self._upload, uri, job_id, attempt)
+                )
+                for uri in uris
+            }
+        return _replaced(output, {uri: task.result() for uri, task in tasks.items()})
+
+    def _upload(self, uri: str, job_id: UUID, attempt: int) -> Any:
+        decoded = decode_data_uri(uri)
+        if decoded is None:
+            return uri
+        mime, data = decoded
+        modality = modality_of(mime)
+        now = datetime.now(UTC)
+        # Derived from what it holds, so that a repeat writes the same object; the checksum also
+        # keeps a job's id from being enough to guess the key.
+        digest = hashlib.sha256(data).hexdigest()[:32]
+        key = f"{now:%Y/%m/%d}/{job_id}/{attempt}-{digest}{mimetypes.guess_extension(mime) or ''}"
+        url = self.store.put_bytes(self.store.bucket(modality), key, data, mime)
+        expires = now + timedelta(seconds=self.ttl_seconds)
+        return ArtifactShape(
+            type=str(modality),
+            url=url,
+            size_bytes=len(data),
+            mime_type=mime,
+            expires_at=expires.isoformat(timespec="seconds").replace("+00:00", "Z"),
+        )
+
+
+async def _awaited(
+    loop: asyncio.AbstractEventLoop, executor: Executor, call: Any, *args: Any
+) -> Any:
+    return await loop.run_in_executor(executor, call, *args)
+
+
+def modality_of(mime: str) -> Modality:
+    """The bucket of a MIME type; what is neither image, video nor audio goes with the texts."""
+    major = mime.partition("/")[0]
+    return (
+        Modality(major)
+        if major in {Modality.IMAGE, Modality.VIDEO, Modality.AUDIO}
+        else Modality.TEXT
+    )
+
+
+def decode_data_uri(uri: str) -> tuple[str, bytes] | None:
+    """MIME type in lower case and bytes of a `data:` URI; None when it is none."""
+    found = _DATA.fullmatch(uri)
+    if found is None:
+        return None
+    mime = (found["mime"] or _DEFAULT_MIME).lower()
+    if ";base64" not in found["params"].lower():
+        return mime, unquote_to_bytes(found["data"])
+    try:
+        return mime, base64.b64decode(found["data"], validate=True)
+    except binascii.Error:
+        return None
+
+
+def data_uris_in(output: Any) -> list[str]:
+    """Every string inside `output` that starts as a `data:` URI, in order."""
+    if isinstance(output, str):
+        return [output] if output[:5].lower() == "data:" else []
+    if isinstance(output, dict):
+        return [uri for value in output.values() for uri in data_uris_in(value)]
+    if isinstance(output, list):
+        return [uri for value in output for uri in data_uris_in(value)]
+    return []
+
+
+def clean(value: Any) -> Any:
+    """`value` with every NUL replaced: PostgreSQL stores none, in text or in JSON."""
+    if isinstance(value, str):
+        return value.replace("\0", "\ufffd")
+    if isinstance(value, dict):
+        return {clean(key): clean(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [clean(inner) for inner in value]
+    return value
+
+
+def _replaced(output: Any, shapes: dict[str, Any]) -> Any:
+    if isinstance(output, str):
+        return shapes.get(output, output)
+    if isinstance(output, dict):
+        return {key: _replaced(value, shapes) for key, value in output.items()}
+    if isinstance(output, list):
+        return [_replaced(value, shapes) for value in output]
+    return output

@@ -4,16 +4,14 @@ The kind is told from the content, because a weights cache names files by their 
 """
 
 import inspect
-import json
 import os
-import shutil
-import struct
 import tarfile
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from archive import safetensors_names, unpack
 from diffusers import (
     DiffusionPipeline,
     FluxPipeline,
@@ -23,15 +21,24 @@ from diffusers import (
 )
 
 INDEX = "model_index.json"
-MAX_HEADER_BYTES = 100_000_000
 
-# A tensor that only checkpoints of this family have, most specific first.
+# A tensor that only checkpoints of this family have, by diffusers' own table, most specific first.
 SINGLE_FILE_FAMILIES = (
-    ("double_blocks.0.img_attn.proj.weight", FluxPipeline),
-    ("model.diffusion_model.double_blocks.0.img_attn.proj.weight", FluxPipeline),
-    ("model.diffusion_model.joint_blocks.0.x_block.attn.proj.weight", StableDiffusion3Pipeline),
-    ("conditioner.embedders.1.model.ln_final.weight", StableDiffusionXLPipeline),
-    ("model.diffusion_model.input_blocks.0.0.weight", StableDiffusionPipeline),
+    ("double_blocks.0.img_attn.norm.key_norm.scale", FluxPipeline),
+    ("model.diffusion_model.double_blocks.0.img_attn.norm.key_norm.scale", FluxPipeline),
+    ("joint_blocks.0.context_block.adaLN_modulation.1.bias", StableDiffusion3Pipeline),
+    (
+        "model.diffusion_model.joint_blocks.0.context_block.adaLN_modulation.1.bias",
+        StableDiffusion3Pipeline,
+    ),
+    (
+        "conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias",
+        StableDiffusionXLPipeline,
+    ),
+    (
+        "model.diffusion_model.output_blocks.11.0.skip_connection.weight",
+        StableDiffusionPipeline,
+    ),
 )
 
 
@@ -72,25 +79,6 @@ def load_pipeline(weights: Path, dtype: torch.dtype) -> Any:
     return _from_single_file(weights, dtype)
 
 
-def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a tar's files into `folder`, and nothing else of it: no links, no devices, no modes.
-
-    Raises:
-        ValueError: an entry that would lie outside the folder, or is neither file nor folder.
-    """
-    root = folder.resolve()
-    with tarfile.open(archive) as tar:
-        for member in tar:
-            target = (root / member.name).resolve()
-            source = tar.extractfile(member) if member.isfile() else None
-            if not target.is_relative_to(root) or (source is None and not member.isdir()):
-                raise ValueError(f"refusing the tar's entry {member.name[:100]!r}")
-            if source is not None:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with source, target.open("wb") as file:
-                    shutil.copyfileobj(source, file, 1024 * 1024)
-
-
 def _scratch() -> str | None:
     return os.environ.get("DIFFUSION_SCRATCH") or None
 
@@ -122,24 +110,6 @@ def _from_single_file(path: Path, dtype: torch.dtype) -> Any:
         link = Path(folder) / "checkpoint.safetensors"
         link.symlink_to(path.resolve())
         return family.from_single_file(str(link), **options)
-
-
-def safetensors_names(path: Path) -> set[str]:
-    """The names of a safetensors file's tensors, from its header alone.
-
-    Raises:
-        ValueError: the file has no such header.
-    """
-    with path.open("rb") as file:
-        start = file.read(8)
-        size = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 2 <= size <= MAX_HEADER_BYTES:
-            raise ValueError(f"{path.name} is neither a tar nor a safetensors file")
-        try:
-            header = json.loads(file.read(size))
-        except ValueError as error:
-            raise ValueError(f"{path.name} is neither a tar nor a safetensors file") from error
-    return set(header) - {"__metadata__"}
 
 
 def accepted(pipeline: Any, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -137,6 +137,8 @@ def test_training_is_repeatable_and_reports_each_epoch(tmp_path: Path) -> None:
     checksum = digits.save_weights(first, tmp_path / "a.npz")
     assert checksum == "sha256:" + hashlib.sha256((tmp_path / "a.npz").read_bytes()).hexdigest()
     assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
+    # Equal bytes, so that a repeated training run is the same artifact by its checksum.
+    assert digits.save_weights(second, tmp_path / "b.npz") == checksum
 
 
 def test_the_gradient_is_the_loss_slope() -> None:

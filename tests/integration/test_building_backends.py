@@ -32,7 +32,7 @@ BASE_IMAGE = "vyvo/base:bookworm"
 HAS_ENGINE = why_not_buildx(REGISTRY) is None
 BACKENDS = [BuildBackend.VENV, *([BuildBackend.BUILDX] if HAS_ENGINE else [])]
 
-PREDICTOR = '''\
+PREDICTOR = """\
 import os
 import time
 from pathlib import Path
@@ -50,7 +50,7 @@ class Predictor(BaseRunner):
 
     def run(self, name: str = Input(description="Who."), style: str = Input(choices=["a", "b"])) -> str:
         return name + style
-'''
+"""
 
 
 @dataclass
@@ -116,7 +116,7 @@ class Bench:
             client.close()
         for entry in Path("/proc").iterdir():
             try:
-                cwd = os.readlink(entry / "cwd") if entry.name.isdigit() else ""
+                cwd = str((entry / "cwd").readlink()) if entry.name.isdigit() else ""
             except OSError:
                 continue
             if cwd.startswith(str(self.data_dir)):
@@ -150,7 +150,9 @@ def bench(template: Path, shared_data: Path, tmp_path: Path) -> Bench:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_build_gives_a_checked_runner_with_its_schema(bench: Bench, backend: BuildBackend) -> None:
+def test_a_build_gives_a_checked_runner_with_its_schema(
+    bench: Bench, backend: BuildBackend
+) -> None:
     result = bench.build(backend)
     assert result.backend is backend
     assert result.image.endswith(result.digest)
@@ -160,7 +162,12 @@ def test_a_build_gives_a_checked_runner_with_its_schema(bench: Bench, backend: B
     assert {"lock", "build", "check", "total"} <= result.durations.keys()
     good = {"name": "Ada", "style": "a"}
     jsonschema.validate(good, result.input_schema)
-    for bad in ({"name": "Ada"}, {**good, "style": "c"}, {**good, "nmae": "x"}, {**good, "name": 3}):
+    for bad in (
+        {"name": "Ada"},
+        {**good, "style": "c"},
+        {**good, "nmae": "x"},
+        {**good, "name": 3},
+    ):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(bad, result.input_schema)
     jsonschema.validate("Adaa", result.output_schema)
@@ -199,7 +206,9 @@ def test_weights_that_do_not_load_fail_the_build_with_the_reason(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_without_weights_the_schema_is_read_all_the_same(bench: Bench, backend: BuildBackend) -> None:
+def test_without_weights_the_schema_is_read_all_the_same(
+    bench: Bench, backend: BuildBackend
+) -> None:
     result = bench.build(backend, weights_path=None)
     assert "style" in result.input_schema["properties"]
     assert "no weights are given" in bench.log.text()
@@ -207,7 +216,9 @@ def test_without_weights_the_schema_is_read_all_the_same(bench: Bench, backend: 
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_predictor_that_does_not_load_fails_the_build(bench: Bench, backend: BuildBackend) -> None:
+def test_a_predictor_that_does_not_load_fails_the_build(
+    bench: Bench, backend: BuildBackend
+) -> None:
     (bench.template / "predict.py").write_text("import nothing_of_that_name\n")
     with pytest.raises(BuildFailed, match="nothing_of_that_name"):
         bench.build(backend)
@@ -240,9 +251,7 @@ def test_requirements_that_nothing_satisfies_are_quoted(bench: Bench) -> None:
     assert not list((bench.data_dir / "wheelhouses").rglob("*.partial"))
 
 
-def test_builds_at_once_share_one_environment(
-    bench: Bench, template: Path, tmp_path: Path
-) -> None:
+def test_builds_at_once_share_one_environment(bench: Bench, template: Path, tmp_path: Path) -> None:
     # A new app, so that neither finds the environment made.
     (template / "extra.py").write_text(f"# {uuid.uuid4()}\n")
     others = [Bench(template, tmp_path / "data", bench.weights) for _ in range(3)]
@@ -266,7 +275,7 @@ def test_an_environment_says_how_it_is_run(bench: Bench) -> None:
 
 
 def test_a_backend_that_cannot_work_says_what_is_missing() -> None:
-    with pytest.raises(Unavailable, match="no Docker engine answers at tcp://127.0.0.1:9"):
+    with pytest.raises(Unavailable, match=r"no Docker engine answers at tcp://127\.0\.0\.1:9"):
         choose(BuildBackend.BUILDX, registry=REGISTRY, docker_host="tcp://127.0.0.1:9")
     chosen = choose(BuildBackend.AUTO, registry=REGISTRY, docker_host="tcp://127.0.0.1:9")
     assert chosen.backend.kind is BuildBackend.VENV
@@ -300,7 +309,9 @@ class TestImage:
     def test_a_build_step_has_no_network(self, bench: Bench) -> None:
         dockerfile = bench.template / "Dockerfile"
         probe = f"RUN python3 -c \"import os; print({bench.build_id!r}, os.listdir('/sys/class/net'))\"\n"
-        dockerfile.write_text(dockerfile.read_text().replace("WORKDIR /src\n", f"WORKDIR /src\n{probe}"))
+        dockerfile.write_text(
+            dockerfile.read_text().replace("WORKDIR /src\n", f"WORKDIR /src\n{probe}")
+        )
         bench.build(BuildBackend.BUILDX)
         assert f"{bench.build_id} ['lo']" in bench.log.text()
 

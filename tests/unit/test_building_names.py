@@ -22,7 +22,9 @@ def test_target_is_the_newest_platform_that_the_libc_runs() -> None:
     assert Target.of("3.12", "x86_64", "2.99").platform == "x86_64-manylinux_2_40"
 
 
-@pytest.mark.parametrize(("machine", "libc"), [("x86_64", ""), ("x86_64", "2.5"), ("riscv64", "2.36")])
+@pytest.mark.parametrize(
+    ("machine", "libc"), [("x86_64", ""), ("x86_64", "2.5"), ("riscv64", "2.36")]
+)
 def test_target_without_wheels_is_refused(machine: str, libc: str) -> None:
     with pytest.raises(BuildFailed, match="glibc"):
         Target.of("3.11", machine, libc)

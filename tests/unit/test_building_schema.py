@@ -42,7 +42,9 @@ def test_references_and_nullable_are_resolved() -> None:
 
 
 def test_a_misspelt_input_is_refused() -> None:
-    schemas = read_schemas(_document(Input={"type": "object", "properties": {"digit": {"type": "integer"}}}))
+    schemas = read_schemas(
+        _document(Input={"type": "object", "properties": {"digit": {"type": "integer"}}})
+    )
     assert _accepts(schemas.input, {"digit": 1})
     assert not _accepts(schemas.input, {"digits": 1})
 
@@ -58,7 +60,8 @@ def test_a_schema_within_itself_ends() -> None:
 
 
 @pytest.mark.parametrize(
-    "document", [b"", b"[]", b"{}", b'{"components": {"schemas": {}}}', _document(Input={"type": 3})]
+    "document",
+    [b"", b"[]", b"{}", b'{"components": {"schemas": {}}}', _document(Input={"type": 3})],
 )
 def test_what_is_no_openapi_document_is_said_so(document: bytes) -> None:
     with pytest.raises(RunnerFailed):

@@ -91,8 +91,8 @@ def test_weights_of_the_store_public_hosts_and_the_hub_are_allowed(uri: str) -> 
         "https://[64:ff9b::7f00:1]/w.bin",
         "https://[2002:7f00:1::]/w.bin",
         "https://[::1/w.bin",
-        "https://１２７.0.0.1/w.bin",
-        "https://localhost。/w.bin",
+        "https://\uff11\uff12\uff17.0.0.1/w.bin",
+        "https://localhost\u3002/w.bin",
         "hf://owner",
         "hf://owner/name",
         "hf://owner/name/../x",
@@ -124,7 +124,8 @@ def test_public_addresses(address: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["127.0.0.1", "169.254.1.1", "10.1.1.1", "::1", "fe80::1%eth0", "64:ff9b::a00:1", "", "x"]
+    "address",
+    ["127.0.0.1", "169.254.1.1", "10.1.1.1", "::1", "fe80::1%eth0", "64:ff9b::a00:1", "", "x"],
 )
 def test_addresses_that_are_not_public(address: str) -> None:
     assert not is_public_address(address)
@@ -210,7 +211,20 @@ def test_base_image_references(good: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", ["", "-v", "--privileged", "a b", "a;b", "$(id)", "a:b:c", "../x", "x@sha256:12", "x" * 256, "A/B\n"]
+    "bad",
+    [
+        "",
+        "-v",
+        "--privileged",
+        "a b",
+        "a;b",
+        "$(id)",
+        "a:b:c",
+        "../x",
+        "x@sha256:12",
+        "x" * 256,
+        "A/B\n",
+    ],
 )
 def test_base_image_that_is_no_reference(bad: str) -> None:
     with pytest.raises(InvalidInput):

@@ -22,6 +22,7 @@ __all__ = ["Resolve", "public_addresses", "resolve", "stream_public"]
 Resolve = Callable[[str, int], Sequence[str]]
 """Host and port to addresses."""
 
+_OK: Final = 200
 _REDIRECTS: Final = 5
 _REDIRECT_CODES: Final = frozenset({301, 302, 303, 307, 308})
 _TIMEOUT: Final = httpx.Timeout(60.0, connect=10.0)
@@ -82,8 +83,10 @@ def stream_public(
                     if not uri.startswith("https://"):
                         raise InvalidWeightsUri("weights_uri redirects away from https")
                     continue
-                if response.status_code != httpx.codes.OK:
-                    raise BuildFailed(f"weights: {_without_query(uri)} answered {response.status_code}")
+                if response.status_code != _OK:
+                    raise BuildFailed(
+                        f"weights: {_without_query(uri)} answered {response.status_code}"
+                    )
                 yield response
                 return
             finally:

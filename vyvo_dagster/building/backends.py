@@ -64,7 +64,9 @@ def choose(
         return Choice(venv, "runners are processes here (VYVO_ENGINE=process)")
     missing = why_not_buildx(registry, docker_host)
     if missing is None:
-        reason = "asked for" if asked is BuildBackend.BUILDX else "a Docker engine and a registry answer"
+        reason = (
+            "asked for" if asked is BuildBackend.BUILDX else "a Docker engine and a registry answer"
+        )
         return Choice(BuildxBackend(registry, docker_host), reason)
     if asked is BuildBackend.BUILDX or engine == "docker":
         raise Unavailable(f"the build backend buildx cannot work here: {missing}")
@@ -83,7 +85,9 @@ def why_not_buildx(registry: str, docker_host: str | None = None) -> str | None:
             client.close()
     except (docker.errors.DockerException, requests.RequestException):
         return f"no Docker engine answers at {docker_host or 'the default socket'}"
-    buildx = subprocess.run(["docker", "buildx", "version"], capture_output=True, timeout=20, check=False)
+    buildx = subprocess.run(
+        ["docker", "buildx", "version"], capture_output=True, timeout=20, check=False
+    )
     if buildx.returncode != 0:
         return "docker has no buildx plugin"
     if not registry_answers(registry):

@@ -1,7 +1,7 @@
 """What a base image holds: its digest, and the Python that the wheels must fit."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -33,7 +33,11 @@ class BaseImage:
 
 
 def inspect_base(
-    reference: str, build_id: str, context: BuildContext, docker_host: str | None, env: Mapping[str, str]
+    reference: str,
+    build_id: str,
+    context: BuildContext,
+    docker_host: str | None,
+    env: Mapping[str, str],
 ) -> BaseImage:
     """Digest and interpreter of a base image, pulled if the engine lacks it.
 
@@ -49,7 +53,7 @@ def inspect_base(
     if cache.is_file():
         found = cast("list[str]", json.loads(cache.read_text()))
     else:
-        found = _probe(image_id, reference, build_id, context, docker_host, env)
+        found = _probe(image_id, reference, build_id, context, docker_host=docker_host, env=env)
         cache.parent.mkdir(parents=True, exist_ok=True)
         partial = cache.with_name(f".{cache.name}.{build_id}")
         partial.write_text(json.dumps(found))
@@ -83,6 +87,7 @@ def _probe(
     reference: str,
     build_id: str,
     context: BuildContext,
+    *,
     docker_host: str | None,
     env: Mapping[str, str],
 ) -> list[str]:
@@ -109,6 +114,11 @@ def _probe(
     return answer
 
 
-def _run(argv: list[str], context: BuildContext, env: Mapping[str, str], on_line: Any = None) -> None:
+def _run(
+    argv: list[str],
+    context: BuildContext,
+    env: Mapping[str, str],
+    on_line: Callable[[str], tuple[str, str] | None] | None = None,
+) -> None:
     run_logged(argv, step="base", log=context.log, cancel=context.cancel, timeout=context.timeout,
                env=env, on_line=on_line)  # fmt: skip

@@ -60,17 +60,20 @@ class BuildxBackend:
         phases = Phases()
         env = {"DOCKER_HOST": self._docker_host} if self._docker_host else {}
         with phases("base"):
-            base = inspect_base(request.base_image, request.build_id, context, self._docker_host, env)
+            base = inspect_base(
+                request.base_image, request.build_id, context, self._docker_host, env
+            )
         with phases("lock"):
-            wheelhouse = prepare_wheelhouse(request.template_dir, request.sdk_dir, base.target, context)
+            wheelhouse = prepare_wheelhouse(
+                request.template_dir, request.sdk_dir, base.target, context
+            )
         repository = repository_of(request.model_id)
-        scratch = context.scratch(request.build_id)
-        staged = scratch / "context"
+        staged = context.scratch(request.build_id) / "context"
         try:
             with phases("build"):
                 _stage(staged, request, wheelhouse)
                 tag = f"{self._registry}/{repository}:{request.version.replace('+', '_')}"
-                digest = self._build(staged, scratch, tag, request, base, context, env)
+                digest = self._build(staged, request, context, tag=tag, base=base, env=env)
         finally:
             shutil.rmtree(staged, ignore_errors=True)
         image = f"{self._registry}/{repository}@{digest}"
@@ -96,15 +99,15 @@ class BuildxBackend:
     def _build(
         self,
         staged: Path,
-        scratch: Path,
-        tag: str,
         request: BuildRequest,
-        base: BaseImage,
         context: BuildContext,
+        *,
+        tag: str,
+        base: BaseImage,
         env: Mapping[str, str],
     ) -> str:
         target = _bake_target(staged, tag, request, context, env)
-        metadata = scratch / "build.json"
+        metadata = context.scratch(request.build_id) / "build.json"
         metadata.unlink(missing_ok=True)
         argv = ["docker", "buildx", "build", "--network", "none", "--progress", "plain",
                 "--provenance", "false", "--push", "--metadata-file", str(metadata),
@@ -146,7 +149,9 @@ class BuildxBackend:
         env = runner_environment(request, context, None)
         client = engine_client(self._docker_host)
         try:
-            with run_container(client, image, request.build_id, env, request.weights_path) as runner:
+            with run_container(
+                client, image, request.build_id, env, request.weights_path
+            ) as runner:
                 return check_runner(runner, context, setup=setup_can_run(request, context))
         finally:
             client.close()
@@ -205,7 +210,9 @@ def _bake_target(
     except (ValueError, KeyError) as error:
         raise BuildFailed(f"image: {_BAKE} cannot be read: {text[:200]}") from error
     if len(targets) != 1:
-        raise BuildFailed(f"image: the default group of {_BAKE} must have one target, not {len(targets)}")
+        raise BuildFailed(
+            f"image: the default group of {_BAKE} must have one target, not {len(targets)}"
+        )
     return next(iter(targets.values()))
 
 

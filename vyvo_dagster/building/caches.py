@@ -16,7 +16,16 @@ from vyvo_dagster.errors import BuildFailed
 
 __all__ = ["NOT_SOURCE", "cached_folder", "file_lock", "sha256_of", "tree_hash", "tree_size"]
 
-NOT_SOURCE: Final = ("__pycache__", "*.pyc", ".venv", ".git", "dist", "build", "*.egg-info", ".*_cache")
+NOT_SOURCE: Final = (
+    "__pycache__",
+    "*.pyc",
+    ".venv",
+    ".git",
+    "dist",
+    "build",
+    "*.egg-info",
+    ".*_cache",
+)
 """Names that are made from a source tree and are no part of it."""
 
 _POLL_SECONDS: Final = 0.1
@@ -68,7 +77,9 @@ def file_lock(path: Path, *, timeout: float, check: Callable[[], None]) -> Gener
             except BlockingIOError:
                 check()
                 if time.monotonic() > deadline:
-                    raise BuildFailed(f"another build has held {path.name} for {timeout:g} s") from None
+                    raise BuildFailed(
+                        f"another build has held {path.name} for {timeout:g} s"
+                    ) from None
                 time.sleep(_POLL_SECONDS)
         yield
     finally:

@@ -15,7 +15,13 @@ import requests
 from vyvo_dagster.building.gpu import host_has_gpu
 from vyvo_dagster.errors import RunnerFailed
 
-__all__ = ["ContainerRunner", "check_container_name", "engine_client", "remove_container", "run_container"]
+__all__ = [
+    "ContainerRunner",
+    "check_container_name",
+    "engine_client",
+    "remove_container",
+    "run_container",
+]
 
 _PORT: Final = "5000/tcp"
 _WEIGHTS: Final = "/weights"
@@ -94,7 +100,9 @@ def run_container(
     _remove(client, name)
     inside = f"{_WEIGHTS}/{weights.name}" if weights else None
     volumes = {str(weights.resolve()): {"bind": inside, "mode": "ro"}} if weights else {}
-    devices = [docker.types.DeviceRequest(count=-1, capabilities=[["gpu"]])] if host_has_gpu() else []
+    devices = (
+        [docker.types.DeviceRequest(count=-1, capabilities=[["gpu"]])] if host_has_gpu() else []
+    )
     try:
         container = cast("Any", client.containers).create(
             image,

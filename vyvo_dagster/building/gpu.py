@@ -18,9 +18,13 @@ def host_has_gpu() -> bool:
 def setup_can_run(request: BuildRequest, context: BuildContext) -> bool:
     """Whether weights and, where the model needs one, a GPU are there; says so in the log if not."""
     if request.weights_path is None:
-        context.log.line("check", "no weights are given: setup is not checked, only that the server answers")
+        context.log.line(
+            "check", "no weights are given: setup is not checked, only that the server answers"
+        )
         return False
     if request.gpu and not host_has_gpu():
-        context.log.line("check", "the model needs a GPU and this build host has none: setup is not checked")
+        context.log.line(
+            "check", "the model needs a GPU and this build host has none: setup is not checked"
+        )
         return False
     return True

@@ -13,6 +13,7 @@ from vyvo_dagster.errors import RunnerFailed
 __all__ = ["RunnerUnderCheck", "check_runner", "runner_environment"]
 
 _STEP: Final = "check"
+_OK: Final = 200
 _POLL_SECONDS: Final = 0.1
 _READY: Final = frozenset({"READY", "BUSY"})
 _FAILED: Final = frozenset({"SETUP_FAILED", "DEFUNCT"})
@@ -37,7 +38,9 @@ class RunnerUnderCheck(Protocol):
         ...
 
 
-def runner_environment(request: BuildRequest, context: BuildContext, weights: str | None) -> dict[str, str]:
+def runner_environment(
+    request: BuildRequest, context: BuildContext, weights: str | None
+) -> dict[str, str]:
     """What a runner's process gets: the build's env, then the platform's own, which wins."""
     platform = {"VYVO_MODEL_ID": request.model_id, "VYVO_MODEL_VERSION": request.version}
     if weights is not None:
@@ -77,11 +80,15 @@ def check_runner(runner: RunnerUnderCheck, context: BuildContext, *, setup: bool
                 return read_schemas(document)
             if status in _FAILED:
                 logs = str(cast("dict[str, Any]", health.get("setup") or {}).get("logs") or "")
-                raise _failed(runner, context, f"the runner's setup failed: {_last_line(logs)}", logs)
+                raise _failed(
+                    runner, context, f"the runner's setup failed: {_last_line(logs)}", logs
+                )
             if time.monotonic() > deadline:
                 state = f"it says {said}" if said else "it never answered"
                 raise _failed(
-                    runner, context, f"the runner was not ready within {context.ready_timeout:g} s; {state}"
+                    runner,
+                    context,
+                    f"the runner was not ready within {context.ready_timeout:g} s; {state}",
                 )
             time.sleep(_POLL_SECONDS)
 
@@ -99,8 +106,10 @@ def _schemas(client: httpx.Client, runner: RunnerUnderCheck, context: BuildConte
     try:
         answer = client.get("/openapi.json")
     except httpx.HTTPError as error:
-        raise _failed(runner, context, f"the runner's /openapi.json cannot be read ({error})") from error
-    if answer.status_code != httpx.codes.OK:
+        raise _failed(
+            runner, context, f"the runner's /openapi.json cannot be read ({error})"
+        ) from error
+    if answer.status_code != _OK:
         raise _failed(
             runner,
             context,
@@ -110,7 +119,9 @@ def _schemas(client: httpx.Client, runner: RunnerUnderCheck, context: BuildConte
     return read_schemas(answer.content)
 
 
-def _failed(runner: RunnerUnderCheck, context: BuildContext, why: str, logs: str = "") -> RunnerFailed:
+def _failed(
+    runner: RunnerUnderCheck, context: BuildContext, why: str, logs: str = ""
+) -> RunnerFailed:
     for line in [*logs.splitlines(), *runner.output().splitlines()][-_TAIL_LINES:]:
         context.log.line(_STEP, line)
     context.log.line(_STEP, why)

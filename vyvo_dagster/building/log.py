@@ -153,7 +153,9 @@ class BuildLog:
             self._send([end])
             self._redis.expire(self._key, _CLOSED_TTL)
         except redis.RedisError as error:
-            raise Unavailable(f"Redis did not take the end of the log of build {self._build_id}") from error
+            raise Unavailable(
+                f"Redis did not take the end of the log of build {self._build_id}"
+            ) from error
         return url
 
     def __enter__(self) -> Self:
@@ -216,7 +218,7 @@ class BuildLog:
         for entry in batch:
             pipeline.xadd(self._key, cast("Any", entry), id=f"{entry['n']}-0")
         pipeline.expire(self._key, _OPEN_TTL)
-        answers = cast("list[Any]", pipeline.execute(raise_on_error=False))
+        answers = pipeline.execute(raise_on_error=False)
         for answer in answers:
             # "equal or smaller than the target stream top item": sent before, answer lost.
             if isinstance(answer, redis.RedisError) and "equal or smaller" not in str(answer):

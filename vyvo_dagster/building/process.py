@@ -7,7 +7,7 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -18,6 +18,7 @@ from vyvo_dagster.errors import BuildFailed
 __all__ = ["run_logged", "stop_group"]
 
 _POLL_SECONDS = 0.25
+_SILENT_POLLS = 2
 _GRACE_SECONDS = 3.0
 _TAIL_LINES = 12
 _LINE_BYTES = 1 << 20
@@ -40,9 +41,11 @@ def run_logged(
     Args:
         argv: the command; no shell sees it.
         step: name of the step in the log and in errors.
+        log: gets every line.
         cancel: once set, the group gets SIGTERM, then SIGKILL 3 s later.
         timeout: seconds until the same happens.
         env: added to this process's environment.
+        cwd: working directory.
         on_line: turns a printed line into (step, text), or None to drop it.
 
     Returns:
@@ -64,28 +67,19 @@ def run_logged(
             start_new_session=True,
         )
     except FileNotFoundError as error:
-        raise BuildFailed(f"{step}: the command {argv[0]} is not installed on the build host") from error
+        raise BuildFailed(
+            f"{step}: the command {argv[0]} is not installed on the build host"
+        ) from error
     tail: deque[str] = deque(maxlen=_TAIL_LINES)
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     reader = threading.Thread(target=_read, args=(process.stdout, lines), daemon=True)
     reader.start()
     deadline = time.monotonic() + timeout
     try:
-        while True:
-            if cancel.is_set():
-                raise BuildCanceled(f"{step}: the build was canceled")
+        for line in _until_end(process, lines, cancel):
             if time.monotonic() > deadline:
                 raise BuildFailed(f"{step}: gave up after {timeout:g} s")
-            try:
-                line = lines.get(timeout=_POLL_SECONDS)
-            except queue.Empty:
-                # A grandchild may hold the pipe open after the command itself is gone.
-                if process.poll() is not None and not reader.is_alive():
-                    break
-                continue
-            if line is None:
-                break
-            shown = on_line(line) if on_line else (step, line)
+            shown = (on_line(line) if on_line else (step, line)) if line is not None else None
             if shown is not None:
                 log.line(*shown)
                 tail.append(shown[1])
@@ -100,6 +94,28 @@ def run_logged(
     if code != 0:
         raise BuildFailed(f"{step} failed with exit status {code}: {_last(tail)}")
     return "\n".join(tail)
+
+
+def _until_end(
+    process: "subprocess.Popen[bytes]",
+    lines: "queue.SimpleQueue[str | None]",
+    cancel: threading.Event,
+) -> Generator[str | None]:
+    """The lines of a process, and None four times a second in between; BuildCanceled on cancel."""
+    silent = 0
+    while silent < _SILENT_POLLS:
+        if cancel.is_set():
+            raise BuildCanceled("the build was canceled")
+        try:
+            line = lines.get(timeout=_POLL_SECONDS)
+        except queue.Empty:
+            # A grandchild may hold the pipe open for ever after the command itself is gone.
+            silent = silent + 1 if process.poll() is not None else 0
+            yield None
+            continue
+        if line is None:
+            return
+        yield line
 
 
 def stop_group(process: "subprocess.Popen[bytes]", grace: float = _GRACE_SECONDS) -> None:

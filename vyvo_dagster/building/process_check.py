@@ -26,7 +26,9 @@ _TAIL_BYTES: Final = 8192
 class ProcessRunner:
     """See `RunnerUnderCheck`."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", port: int, folder: Path, log_file: Path) -> None:
+    def __init__(
+        self, process: "subprocess.Popen[bytes]", port: int, folder: Path, log_file: Path
+    ) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self._process, self._folder, self._log_file = process, folder, log_file
 
@@ -79,7 +81,9 @@ def run_process(folder: Path, env: Mapping[str, str], log_file: Path) -> Generat
 
 def _inherited() -> dict[str, str]:
     # The worker's own environment holds its secrets; a runner needs none of it.
-    return {name: os.environ[name] for name in ("HOME", "LANG", "TZ", "TMPDIR") if name in os.environ}
+    return {
+        name: os.environ[name] for name in ("HOME", "LANG", "TZ", "TMPDIR") if name in os.environ
+    }
 
 
 def _free_port() -> int:

@@ -10,14 +10,15 @@ from vyvo_dagster.errors import BuildFailed, Unavailable
 
 __all__ = ["Manifest", "read_manifest", "registry_answers"]
 
-_ACCEPT: Final = ", ".join(
-    (
-        "application/vnd.oci.image.manifest.v1+json",
-        "application/vnd.docker.distribution.manifest.v2+json",
-        "application/vnd.oci.image.index.v1+json",
-        "application/vnd.docker.distribution.manifest.list.v2+json",
-    )
+_ACCEPT: Final = (
+    "application/vnd.oci.image.manifest.v1+json, "
+    "application/vnd.docker.distribution.manifest.v2+json, "
+    "application/vnd.oci.image.index.v1+json, "
+    "application/vnd.docker.distribution.manifest.list.v2+json"
 )
+_OK: Final = 200
+# What asks for a login that only the engine has.
+_REFUSED: Final = frozenset({401, 403})
 _LOOPBACK: Final = ("127.", "localhost", "[::1]")
 
 
@@ -34,10 +35,12 @@ def registry_answers(registry: str, timeout: float = 3.0) -> bool:
         status = httpx.get(f"{_base(registry)}/v2/", timeout=timeout, trust_env=False).status_code
     except httpx.HTTPError:
         return False
-    return status in {httpx.codes.OK, httpx.codes.UNAUTHORIZED}
+    return status in {_OK, *_REFUSED}
 
 
-def read_manifest(registry: str, repository: str, digest: str, timeout: float = 30.0) -> Manifest | None:
+def read_manifest(
+    registry: str, repository: str, digest: str, timeout: float = 30.0
+) -> Manifest | None:
     """The manifest that the registry holds under `digest`, its bytes checked against it.
 
     Returns:
@@ -51,10 +54,12 @@ def read_manifest(registry: str, repository: str, digest: str, timeout: float = 
     try:
         answer = httpx.get(url, headers={"Accept": _ACCEPT}, timeout=timeout, trust_env=False)
     except httpx.HTTPError as error:
-        raise Unavailable(f"the registry {registry} does not answer ({type(error).__name__})") from error
-    if answer.status_code in {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN}:
+        raise Unavailable(
+            f"the registry {registry} does not answer ({type(error).__name__})"
+        ) from error
+    if answer.status_code in _REFUSED:
         return None
-    if answer.status_code != httpx.codes.OK:
+    if answer.status_code != _OK:
         raise BuildFailed(f"push: {registry}/{repository}@{digest} answered {answer.status_code}")
     found = f"sha256:{hashlib.sha256(answer.content).hexdigest()}"
     if found != digest:

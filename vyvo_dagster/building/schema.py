@@ -36,7 +36,9 @@ def read_schemas(document: bytes) -> Schemas:
         components = cast("dict[str, Any]", parsed["components"]["schemas"])
         entry = components["Input"]
     except (ValueError, KeyError, TypeError) as error:
-        raise RunnerFailed("the runner's OpenAPI document has no components.schemas.Input") from error
+        raise RunnerFailed(
+            "the runner's OpenAPI document has no components.schemas.Input"
+        ) from error
     taken = cast("dict[str, Any]", _resolved(entry, components, 0))
     taken.setdefault("type", "object")
     taken.setdefault("additionalProperties", False)
@@ -45,7 +47,9 @@ def read_schemas(document: bytes) -> Schemas:
         try:
             jsonschema.Draft202012Validator.check_schema(schema)
         except jsonschema.SchemaError as error:
-            raise RunnerFailed(f"the runner's {name} is not a JSON Schema: {error.message}") from error
+            raise RunnerFailed(
+                f"the runner's {name} is not a JSON Schema: {error.message}"
+            ) from error
     return Schemas(taken, given)
 
 
@@ -63,7 +67,11 @@ def _resolved(node: Any, components: Mapping[str, Any], depth: int) -> Any:
         target = components.get(reference.removeprefix(_PREFIX), {})
         beside = {key: value for key, value in schema.items() if key != "$ref"}
         return _resolved({**target, **beside}, components, depth + 1)
-    out = {key: _resolved(value, components, depth) for key, value in schema.items() if key != "nullable"}
+    out = {
+        key: _resolved(value, components, depth)
+        for key, value in schema.items()
+        if key != "nullable"
+    }
     return _nullable(out) if schema.get("nullable") is True else out
 
 

@@ -36,7 +36,15 @@ _ENV_RESERVED = re.compile(r"(?:LD_|DYLD_|PYTHON|VYVO_|COG_|UV_|PIP_|DOCKER_|BUI
                            r"GCONV_PATH|NODE_OPTIONS|PERL5OPT|RUBYOPT")  # fmt: skip
 _HOST = re.compile(r"(?=.{1,253}\Z)(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)*"
                    r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.?")  # fmt: skip
-_LOCAL_NAMES: Final = ("localhost", "local", "internal", "localdomain", "home.arpa", "intranet", "lan")
+_LOCAL_NAMES: Final = (
+    "localhost",
+    "local",
+    "internal",
+    "localdomain",
+    "home.arpa",
+    "intranet",
+    "lan",
+)
 _HF_ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?")
 _REVISION = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9])?")
 # distribution's reference grammar: [domain/]path[:tag][@sha256:digest].
@@ -148,7 +156,9 @@ def validate_env(env: Mapping[str, str]) -> dict[str, str]:
     total = 0
     for name, value in env.items():
         if not _ENV_NAME.fullmatch(name):
-            raise InvalidEnv(f"env name {name[:64]!r} must match [A-Za-z_][A-Za-z0-9_]* (128 at most)")
+            raise InvalidEnv(
+                f"env name {name[:64]!r} must match [A-Za-z_][A-Za-z0-9_]* (128 at most)"
+            )
         if _ENV_RESERVED.fullmatch(name.upper()):
             raise InvalidEnv(f"env name {name} is reserved; choose another name")
         if any(c != "\t" and not _carried(c) for c in value):
@@ -211,7 +221,9 @@ def _may_be_public(host: str) -> bool:
 def _carried(char: str) -> bool:
     # C0, DEL, C1, and the two Unicode line ends; lone surrogates cannot be encoded at all.
     code = ord(char)
-    return not (code < 0x20 or 0x7F <= code < 0xA0 or code in {0x2028, 0x2029} or 0xD800 <= code < 0xE000)
+    return not (
+        code < 0x20 or 0x7F <= code < 0xA0 or code in {0x2028, 0x2029} or 0xD800 <= code < 0xE000
+    )
 
 
 def _shown(text: str) -> str:

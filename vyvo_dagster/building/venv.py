@@ -32,7 +32,9 @@ from vyvo_dagster.errors import BuildFailed
 
 __all__ = ["IMAGE_FILES", "VenvBackend"]
 
-IMAGE_FILES: Final = frozenset({"Dockerfile", ".dockerignore", "docker-bake.hcl", "requirements.in"})
+IMAGE_FILES: Final = frozenset(
+    {"Dockerfile", ".dockerignore", "docker-bake.hcl", "requirements.in"}
+)
 """Files of a template that say how an image is built and are no part of the app."""
 
 _FORMAT: Final = 1
@@ -72,7 +74,9 @@ class VenvBackend:
         with phases("check"):
             context.log.line("check", "starting the runner as a process")
             env = runner_environment(request, context, weights)
-            with run_process(folder, env, context.scratch(request.build_id) / "check.log") as runner:
+            with run_process(
+                folder, env, context.scratch(request.build_id) / "check.log"
+            ) as runner:
                 schemas = check_runner(runner, context, setup=setup_can_run(request, context))
         return BuildResult(
             backend=self.kind,
@@ -99,12 +103,18 @@ def _digest(request: BuildRequest, wheelhouse: Wheelhouse) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _install(out: Path, request: BuildRequest, wheelhouse: Wheelhouse, context: BuildContext) -> None:
+def _install(
+    out: Path, request: BuildRequest, wheelhouse: Wheelhouse, context: BuildContext
+) -> None:
     venv, app = out / "venv", out / "app"
     python = venv / "bin" / "python"
     uv = uv_command()
     # Relocatable, because the folder is filled under another name than it ends up with.
-    _run([uv, "venv", "--quiet", "--relocatable", "--python", sys.executable, str(venv)], "venv", context)
+    _run(
+        [uv, "venv", "--quiet", "--relocatable", "--python", sys.executable, str(venv)],
+        "venv",
+        context,
+    )
     _run(
         [uv, "pip", "install", "--offline", "--no-index", "--no-deps", "--require-hashes",
          "--find-links", str(wheelhouse.path), "--python", str(python), "-r", str(wheelhouse.lock)],

@@ -18,7 +18,14 @@ from vyvo_dagster.domain.model import Modality
 from vyvo_dagster.errors import BuildFailed, NotFound
 from vyvo_dagster.objects import ObjectStore, format_s3_uri, parse_s3_uri
 
-__all__ = ["WeightsRecord", "copy_weights", "local_weights", "store_weights", "validate_weights_uri", "weights_key"]
+__all__ = [
+    "WeightsRecord",
+    "copy_weights",
+    "local_weights",
+    "store_weights",
+    "validate_weights_uri",
+    "weights_key",
+]
 
 _STEP: Final = "weights"
 _CHUNK: Final = 1 << 20
@@ -131,7 +138,9 @@ def _stored(url: str, size: int, store: ObjectStore) -> bool:
     return False
 
 
-def _from_store(uri: str, store: ObjectStore, partial: Path, log: Log, check: Callable[[], None]) -> str:
+def _from_store(
+    uri: str, store: ObjectStore, partial: Path, log: Log, check: Callable[[], None]
+) -> str:
     bucket, key = parse_s3_uri(uri)
     report = _Report(log, check)
     # Named by checksum already: then the bytes must be those.
@@ -140,7 +149,9 @@ def _from_store(uri: str, store: ObjectStore, partial: Path, log: Log, check: Ca
     try:
         return store.get_to_file(uri, partial, sha256=expected, progress=report)
     except NotFound as error:
-        raise BuildFailed(f"weights: {uri} does not exist; upload it first or correct weights_uri") from error
+        raise BuildFailed(
+            f"weights: {uri} does not exist; upload it first or correct weights_uri"
+        ) from error
 
 
 def _from_https(

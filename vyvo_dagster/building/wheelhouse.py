@@ -90,7 +90,8 @@ class Wheelhouse:
 def uv_command() -> str:
     """Path of uv: the one installed with this package, else the one on PATH."""
     try:
-        from uv import find_uv_bin  # noqa: PLC0415 - absent where uv is a system package
+        # Absent where uv is a system package.
+        from uv import find_uv_bin
 
         return str(find_uv_bin())
     except (ImportError, FileNotFoundError):
@@ -124,7 +125,7 @@ def prepare_wheelhouse(
     # A lock names packages, not where they are: the template's own indexes hold for the fetch too.
     options = [line.strip() for line in requirements.read_text().splitlines()]
     indexes = [line for line in options if line.startswith(_INDEX_OPTIONS)]
-    return _fetch(root, lock, sdk_wheel, indexes, target, context)
+    return _fetch(root, lock, sdk_wheel, target, context, indexes=indexes)
 
 
 def _sdk_wheel(cache: Path, sdk_dir: Path, context: BuildContext) -> Path:
@@ -167,7 +168,9 @@ def _lock(
                 str(source)]  # fmt: skip
         _run(argv, "lock", context)
 
-    lock = cached_folder(cache / hashlib.sha256(asked.encode()).hexdigest(), make, context) / LOCK_NAME
+    lock = (
+        cached_folder(cache / hashlib.sha256(asked.encode()).hexdigest(), make, context) / LOCK_NAME
+    )
     pinned = sum(1 for line in lock.read_text().splitlines() if line[:1].isalnum())
     context.log.line("lock", f"{pinned} packages locked, sha256:{sha256_of(lock)}")
     return lock
@@ -177,9 +180,10 @@ def _fetch(
     root: Path,
     lock: Path,
     sdk_wheel: Path,
-    indexes: list[str],
     target: Target,
     context: BuildContext,
+    *,
+    indexes: list[str],
 ) -> Wheelhouse:
     digest = sha256_of(lock)
 
@@ -211,7 +215,12 @@ def _run(
     on_line: Callable[[str], tuple[str, str] | None] | None = None,
 ) -> None:
     # The host's constraints and index settings stay in force; its active venv does not.
-    env = {"VIRTUAL_ENV": "", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
+    env = {
+        "VIRTUAL_ENV": "",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "PYTHONUNBUFFERED": "1",
+        "NO_COLOR": "1",
+    }
     run_logged(
         argv,
         step=step,

@@ -7,21 +7,18 @@ import hashlib
 import io
 import os
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
-import urllib3
-from minio import Minio
-from minio.commonconfig import ENABLED, CopySource, Filter
-from minio.error import MinioException, S3Error
-from minio.lifecycleconfig import Expiration, LifecycleConfig, Rule
+from minio.commonconfig import CopySource
 
 from vyvo_dagster.domain.model import Modality
-from vyvo_dagster.errors import Conflict, InvalidInput, NotFound, Unavailable, VyvoError
+from vyvo_dagster.errors import Conflict, InvalidInput, NotFound
+from vyvo_dagster.objects.buckets import ensure_bucket, expire_after
+from vyvo_dagster.objects.connection import connect, connection_pool, mapped
 from vyvo_dagster.objects.uri import S3Uri, format_s3_uri, parse_s3_uri
 from vyvo_dagster.settings import S3Settings
 
@@ -31,8 +28,6 @@ _CHUNK: Final = 1 << 20
 _PART: Final = 16 << 20
 _ARTIFACT_TTL: Final = 7 * 86400
 _LOG_TTL: Final = 90 * 86400
-_MISSING: Final = frozenset({"NoSuchKey", "NoSuchBucket", "NoSuchObject", "NotFound"})
-_OWNED: Final = frozenset({"BucketAlreadyOwnedByYou", "BucketAlreadyExists"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +68,11 @@ class ObjectStore:
         self._settings = settings
         self._artifact_ttl = artifact_ttl_seconds
         self._log_ttl = log_ttl_seconds
-        pool = urllib3.PoolManager(
-            timeout=urllib3.Timeout(connect=connect_timeout, read=read_timeout),
-            retries=urllib3.Retry(total=3, backoff_factor=0.2, status_forcelist=[500, 502, 503, 504]),
-            maxsize=10,
-        )
-        self._client = _client(settings.endpoint, settings, pool)
+        pool = connection_pool(connect_timeout, read_timeout)
+        self._client = connect(settings.endpoint, settings, pool)
         # A signature covers the host, so URLs for clients are signed by a client that has theirs.
         public = settings.public_endpoint or settings.endpoint
-        self._public = _client(public, settings, pool)
+        self._public = connect(public, settings, pool)
 
     def bucket(self, modality: Modality) -> str:
         """Name of the bucket of a modality, such as `vyvo-image`."""
@@ -95,12 +86,11 @@ class ObjectStore:
         without: list[str] = []
         for modality in Modality:
             name = self.bucket(modality)
-            with self._mapped(name):
-                if not self._client.bucket_exists(bucket_name=name):
-                    self._make(name)
             ttl = self._ttl(modality)
-            if ttl is not None and not self._expire(name, ttl):
-                without.append(name)
+            with self._mapped(name):
+                ensure_bucket(self._client, name, self._settings.region)
+                if ttl is not None and not expire_after(self._client, name, ttl):
+                    without.append(name)
         return without
 
     def put_file(
@@ -115,7 +105,15 @@ class ObjectStore:
         """Stream a file into the store; return its `s3://` location."""
         uri = format_s3_uri(bucket, key)
         with path.open("rb") as file:
-            self._put(uri, bucket, key, file, os.fstat(file.fileno()).st_size, content_type, metadata)
+            self._put(
+                uri,
+                bucket,
+                key,
+                file,
+                os.fstat(file.fileno()).st_size,
+                content_type=content_type,
+                metadata=metadata,
+            )
         return uri
 
     def put_bytes(
@@ -129,7 +127,15 @@ class ObjectStore:
     ) -> str:
         """Store bytes; return their `s3://` location."""
         uri = format_s3_uri(bucket, key)
-        self._put(uri, bucket, key, io.BytesIO(data), len(data), content_type, metadata)
+        self._put(
+            uri,
+            bucket,
+            key,
+            io.BytesIO(data),
+            len(data),
+            content_type=content_type,
+            metadata=metadata,
+        )
         return uri
 
     def get_to_file(
@@ -187,7 +193,9 @@ class ObjectStore:
         bucket, key = parse_s3_uri(uri)
         with self._mapped(uri):
             found = self._client.stat_object(bucket_name=bucket, object_name=key)
-        meta = {k.lower().removeprefix("x-amz-meta-"): str(v) for k, v in (found.metadata or {}).items()}
+        meta = {
+            k.lower().removeprefix("x-amz-meta-"): str(v) for k, v in (found.metadata or {}).items()
+        }
         return ObjectStat(
             uri=uri,
             size_bytes=found.size or 0,
@@ -236,7 +244,9 @@ class ObjectStore:
     def list(self, bucket: str, prefix: str = "") -> Generator[S3Uri]:
         """Every object under `prefix`, in key order."""
         with self._mapped(bucket):
-            for item in self._client.list_objects(bucket_name=bucket, prefix=prefix, recursive=True):
+            for item in self._client.list_objects(
+                bucket_name=bucket, prefix=prefix, recursive=True
+            ):
                 if item.object_name and not item.is_dir:
                     yield S3Uri(bucket, item.object_name)
 
@@ -247,6 +257,7 @@ class ObjectStore:
         key: str,
         data: Any,
         length: int,
+        *,
         content_type: str,
         metadata: Mapping[str, str] | None,
     ) -> None:
@@ -281,69 +292,10 @@ class ObjectStore:
             response.release_conn()
         return digest.hexdigest()
 
-    def _make(self, bucket: str) -> None:
-        try:
-            self._client.make_bucket(bucket_name=bucket, location=self._settings.region)
-        except S3Error as error:
-            # Two processes start at once: whoever comes second finds it made.
-            if error.code not in _OWNED:
-                raise
-
     def _ttl(self, modality: Modality) -> int | None:
         if modality is Modality.MODEL:
             return None
         return self._log_ttl if modality is Modality.LOG else self._artifact_ttl
 
-    def _expire(self, bucket: str, ttl_seconds: int) -> bool:
-        days = max(1, -(-ttl_seconds // 86400))
-        rule = Rule(
-            status=ENABLED,
-            rule_filter=Filter(prefix=""),
-            rule_id="vyvo-expiry",
-            expiration=Expiration(days=days),
-        )
-        try:
-            self._client.set_bucket_lifecycle(bucket_name=bucket, config=LifecycleConfig([rule]))
-        except S3Error:
-            return False
-        except (MinioException, urllib3.exceptions.HTTPError) as error:
-            raise self._unavailable(error) from error
-        return True
-
-    @contextmanager
-    def _mapped(self, what: str) -> Generator[None]:
-        try:
-            yield
-        except VyvoError:
-            raise
-        except S3Error as error:
-            if error.code in _MISSING:
-                raise NotFound(f"{what} does not exist in the object store") from error
-            raise Unavailable(f"the object store refused {what}: {error.code} {error.message}") from error
-        except (MinioException, urllib3.exceptions.HTTPError, OSError) as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise
-            raise self._unavailable(error) from error
-        except ValueError as error:
-            raise InvalidInput(f"the object store cannot take {what}: {error}") from error
-
-    def _unavailable(self, error: Exception) -> Unavailable:
-        return Unavailable(
-            f"the object store at {self._settings.endpoint} does not answer ({type(error).__name__}); "
-            "check VYVO_S3_ENDPOINT and that it runs"
-        )
-
-
-def _client(endpoint: str, settings: S3Settings, pool: urllib3.PoolManager) -> Minio:
-    parts = urlsplit(endpoint)
-    if parts.scheme not in {"http", "https"} or not parts.netloc or parts.path not in {"", "/"}:
-        raise InvalidInput(f"an S3 endpoint looks like http://host:port; got {endpoint!r}")
-    return Minio(
-        parts.netloc,
-        access_key=settings.access_key,
-        secret_key=settings.secret_key.get_secret_value(),
-        secure=parts.scheme == "https",
-        region=settings.region,
-        http_client=pool,
-    )
-
+    def _mapped(self, what: str) -> AbstractContextManager[None]:
+        return mapped(self._settings.endpoint, what)

@@ -10,6 +10,7 @@ from datetime import timedelta
 import uvloop
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from vyvo_dagster.concurrency import cancel_all
 from vyvo_dagster.dispatch.board import Board
 from vyvo_dagster.dispatch.dispatcher import Dispatcher
 from vyvo_dagster.dispatch.gauges import Gauges
@@ -52,22 +53,21 @@ async def orchestrate(settings: Settings, stop: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as tasks:
             loops = [
                 tasks.create_task(loop, name=name)
-                for name, loop in (
-                    ("relay", Relay(database, redis).run()),
-                    ("board", board.run()),
-                    ("board sweep", board.sweep()),
-                    ("wake", dispatcher.listen()),
-                    ("dispatch", dispatcher.run()),
-                    ("upkeep", upkeep.run()),
-                    ("gauges", Gauges(database).run()),
-                )
+                for name, loop in {
+                    "relay": Relay(database, redis).run(),
+                    "board": board.run(),
+                    "board sweep": board.sweep(),
+                    "wake": dispatcher.listen(),
+                    "dispatch": dispatcher.run(),
+                    "gauges": Gauges(database).run(),
+                    **upkeep.loops(),
+                }.items()
             ]
             if settings.orchestrator_port:
                 loops.append(tasks.create_task(serve(settings.orchestrator_port, answer)))
             log.info("orchestrating")
             await stop.wait()
-            for task in loops:
-                task.cancel()
+            await cancel_all(loops)
     finally:
         await redis.aclose()
         await database.close()

@@ -3,8 +3,9 @@ silent, and streams that a flush emptied."""
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 from redis.exceptions import RedisError
@@ -40,14 +41,15 @@ class Upkeep:
         self._suspect_after = suspect_after
         self._lost_after = lost_after
 
-    async def run(self) -> None:
-        """All duties, each in its own rhythm, until canceled."""
-        async with asyncio.TaskGroup() as tasks:
-            for seconds, duty in (
-                (1.0, self.end_leases), (1.0, self.end_cancels), (1.0, self.expire_jobs),
-                (1.0, self.watch_nodes), (1.0, self.rebuild_streams),
-            ):
-                tasks.create_task(self._every(seconds, duty))
+    def loops(self) -> dict[str, Coroutine[Any, Any, None]]:
+        """All duties as loops that run until canceled, by name."""
+        return {
+            duty.__name__: self._every(1.0, duty)
+            for duty in (
+                self.end_leases, self.end_cancels, self.expire_jobs, self.watch_nodes,
+                self.rebuild_streams,
+            )
+        }
 
     async def _every(self, seconds: float, duty: Callable[[], Awaitable[object]]) -> None:
         while True:

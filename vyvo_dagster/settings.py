@@ -21,15 +21,19 @@ class S3Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="VYVO_S3_", extra="ignore")
 
-    endpoint: str = Field("http://127.0.0.1:9000", description="S3 endpoint URL, http or https.")
-    public_endpoint: str | None = Field(
-        None, description="Endpoint written into presigned URLs when clients see another one."
+    endpoint: str = Field(
+        default="http://127.0.0.1:9000", description="S3 endpoint URL, http or https."
     )
-    access_key: str = Field("vyvo", description="S3 access key id.")
-    secret_key: SecretStr = Field(SecretStr("vyvo-secret"), description="S3 secret key.")
-    region: str = Field("us-east-1", description="Region used to sign requests.")
+    public_endpoint: str | None = Field(
+        default=None,
+        description="Endpoint written into presigned URLs when clients see another one.",
+    )
+    access_key: str = Field(default="vyvo", description="S3 access key id.")
+    secret_key: SecretStr = Field(default=SecretStr("vyvo-secret"), description="S3 secret key.")
+    region: str = Field(default="us-east-1", description="Region used to sign requests.")
     bucket_prefix: str = Field(
-        "vyvo-", description="Put before each modality to name its bucket, such as vyvo-image."
+        default="vyvo-",
+        description="Put before each modality to name its bucket, such as vyvo-image.",
     )
 
 
@@ -39,41 +43,71 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="VYVO_", env_file=".env", extra="ignore")
 
     postgres_dsn: str = Field(
-        "postgresql://vyvo@127.0.0.1:5432/vyvo", description="libpq URL of the registry database."
+        default="postgresql://vyvo@127.0.0.1:5432/vyvo",
+        description="libpq URL of the registry database.",
     )
-    redis_url: str = Field("redis://127.0.0.1:6379/0", description="URL of the Redis server.")
-    data_dir: Path = Field(Path(".vyvo"), description="Local state: caches, wheelhouse, venvs, logs.")
+    redis_url: str = Field(
+        default="redis://127.0.0.1:6379/0", description="URL of the Redis server."
+    )
+    data_dir: Path = Field(
+        default=Path(".vyvo"), description="Local state: caches, wheelhouse, venvs, logs."
+    )
 
-    api_host: str = Field("127.0.0.1", description="Address the api binds.")
-    api_port: int = Field(8080, ge=0, le=65535, description="Port the api binds.")
-    api_url: str = Field("http://127.0.0.1:8080", description="URL at which others reach the api.")
+    api_host: str = Field(default="127.0.0.1", description="Address the api binds.")
+    api_port: int = Field(default=8080, ge=0, le=65535, description="Port the api binds.")
+    api_url: str = Field(
+        default="http://127.0.0.1:8080", description="URL at which others reach the api."
+    )
     orchestrator_port: int = Field(
-        0, ge=0, le=65535, description="Port of the orchestrator's /healthz; 0 serves none."
+        default=0, ge=0, le=65535, description="Port of the orchestrator's /healthz; 0 serves none."
     )
     admin_key: SecretStr | None = Field(
-        None, description="Admin API key ensured at start; unset creates none."
+        default=None, description="Admin API key ensured at start; unset creates none."
     )
     join_token: SecretStr | None = Field(
-        None, description="Token with which agents may join; unset refuses all joins."
+        default=None, description="Token with which agents may join; unset refuses all joins."
     )
 
     dagster_url: str | None = Field(
-        None, description="URL of the Dagster webserver for direct launches; unset leaves them to sensors."
+        default=None,
+        description="URL of the Dagster webserver for direct launches; unset leaves them to sensors.",
     )
 
-    engine: EngineChoice = Field("auto", description="Whether builds and runners use containers.")
-    docker_host: str | None = Field(None, description="Docker engine URL; unset uses Docker's default.")
-    build_backend: BuildBackendChoice = Field("auto", description="Backend for builds that name none.")
-    registry: str = Field("127.0.0.1:5000", description="OCI registry that images are pushed to.")
-    base_image: str = Field("vyvo/base:bookworm", description="Default base image of builds.")
+    engine: EngineChoice = Field(
+        default="auto", description="Whether builds and runners use containers."
+    )
+    docker_host: str | None = Field(
+        default=None, description="Docker engine URL; unset uses Docker's default."
+    )
+    build_backend: BuildBackendChoice = Field(
+        default="auto", description="Backend for builds that name none."
+    )
+    registry: str = Field(
+        default="127.0.0.1:5000", description="OCI registry that images are pushed to."
+    )
+    base_image: str = Field(
+        default="vyvo/base:bookworm", description="Default base image of builds."
+    )
 
-    heartbeat_seconds: float = Field(10.0, gt=0, description="Interval asked of agents.")
-    suspect_seconds: float = Field(30.0, gt=0, description="Silence after which a node is suspect.")
-    lost_seconds: float = Field(60.0, gt=0, description="Silence after which a node is lost.")
-    lease_seconds: float = Field(45.0, gt=0, description="Life of an attempt's lease between renewals.")
-    max_attempts: int = Field(3, ge=1, description="Attempts of a job before it fails as node_lost.")
-    artifact_ttl_seconds: int = Field(7 * 86400, gt=0, description="Life of an artifact in its bucket.")
-    presign_seconds: int = Field(3600, gt=0, le=604800, description="Life of a presigned URL.")
+    heartbeat_seconds: float = Field(default=10.0, gt=0, description="Interval asked of agents.")
+    suspect_seconds: float = Field(
+        default=30.0, gt=0, description="Silence after which a node is suspect."
+    )
+    lost_seconds: float = Field(
+        default=60.0, gt=0, description="Silence after which a node is lost."
+    )
+    lease_seconds: float = Field(
+        default=45.0, gt=0, description="Life of an attempt's lease between renewals."
+    )
+    max_attempts: int = Field(
+        default=3, ge=1, description="Attempts of a job before it fails as node_lost."
+    )
+    artifact_ttl_seconds: int = Field(
+        default=7 * 86400, gt=0, description="Life of an artifact in its bucket."
+    )
+    presign_seconds: int = Field(
+        default=3600, gt=0, le=604800, description="Life of a presigned URL."
+    )
 
 
 class AgentSettings(BaseSettings):
@@ -81,17 +115,27 @@ class AgentSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="VYVO_AGENT_", extra="ignore")
 
-    api_url: str = Field("http://127.0.0.1:8080", description="URL of the control plane's api.")
-    join_token: SecretStr | None = Field(None, description="Token for the first join.")
-    name: str | None = Field(None, description="Node name; unset takes the host's name.")
+    api_url: str = Field(
+        default="http://127.0.0.1:8080", description="URL of the control plane's api."
+    )
+    join_token: SecretStr | None = Field(default=None, description="Token for the first join.")
+    name: str | None = Field(default=None, description="Node name; unset takes the host's name.")
     data_dir: Path = Field(
-        Path("/var/lib/vyvo-agent"), description="Credential, weights cache, runner state and logs."
+        default=Path("/var/lib/vyvo-agent"),
+        description="Credential, weights cache, runner state and logs.",
     )
-    env_dir: Path = Field(Path("/etc/vyvo"), description="Where <model>.env files are written.")
+    env_dir: Path = Field(
+        default=Path("/etc/vyvo"), description="Where <model>.env files are written."
+    )
     venv_dir: Path | None = Field(
-        None, description="Where environments of the venv build backend are; unset: data_dir/venvs."
+        default=None,
+        description="Where environments of the venv build backend are; unset: data_dir/venvs.",
     )
-    engine: EngineChoice = Field("auto", description="Run runners as containers or as processes.")
-    docker_host: str | None = Field(None, description="Docker engine URL; unset uses Docker's default.")
+    engine: EngineChoice = Field(
+        default="auto", description="Run runners as containers or as processes."
+    )
+    docker_host: str | None = Field(
+        default=None, description="Docker engine URL; unset uses Docker's default."
+    )
     labels: dict[str, str] = Field(default_factory=dict, description="Labels, as a JSON object.")
-    slots: int = Field(1, ge=1, description="Concurrent predictions per loaded version.")
+    slots: int = Field(default=1, ge=1, description="Concurrent predictions per loaded version.")

@@ -25,12 +25,25 @@ async def queued_build(store: Store) -> UUID:
     model_id, build_id = f"t/m{uuid7().hex[-12:]}", uuid7()
     await store.models.ensure(model_id, "t")
     version = await store.models.start_building(
-        id=uuid7(), model_id=model_id, version="1", template="x", modality=Modality.IMAGE,
-        weights_uri=None, env={}, resources={}, build_id=build_id,
+        id=uuid7(),
+        model_id=model_id,
+        version="1",
+        template="x",
+        modality=Modality.IMAGE,
+        weights_uri=None,
+        env={},
+        resources={},
+        build_id=build_id,
     )
     await store.builds.add(
-        id=build_id, tenant="t", model_id=model_id, version="1", version_id=version.id,
-        runner_name="r", template="x", backend=BuildBackend.AUTO,
+        id=build_id,
+        tenant="t",
+        model_id=model_id,
+        version="1",
+        version_id=version.id,
+        runner_name="r",
+        template="x",
+        backend=BuildBackend.AUTO,
     )
     return build_id
 
@@ -71,8 +84,15 @@ async def test_a_version_is_built_once_and_a_failed_build_gives_it_back(database
         async with database.transaction() as store:
             await store.models.ensure(model_id, "t")
             version = await store.models.start_building(
-                id=uuid7(), model_id=model_id, version="1", template="x", modality=Modality.IMAGE,
-                weights_uri=None, env={}, resources={}, build_id=uuid7(),
+                id=uuid7(),
+                model_id=model_id,
+                version="1",
+                template="x",
+                modality=Modality.IMAGE,
+                weights_uri=None,
+                env={},
+                resources={},
+                build_id=uuid7(),
             )
             return version.id
 
@@ -99,7 +119,7 @@ async def test_an_idempotency_key_gives_the_first_answer_and_refuses_another_req
 
 async def test_a_failed_request_leaves_neither_row_nor_key(database: Database) -> None:
     key = uuid7().hex
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError):  # noqa: PT012
         async with database.transaction() as store:
             await store.idempotency.claim("t", key, "POST /x", b"1", {"n": 1})
             build_id = await queued_build(store)

@@ -41,14 +41,20 @@ class Client:
 
     def __init__(self, url: str, key: str, timeout: float = 30.0) -> None:
         self._http = httpx.Client(
-            base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=timeout, trust_env=False
+            base_url=url,
+            headers={"Authorization": f"Bearer {key}"},
+            timeout=timeout,
+            trust_env=False,
         )
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -66,7 +72,9 @@ class Client:
             raise _problem(response)
         return response.json() if response.content else None
 
-    def submit_build(self, body: Mapping[str, Any], idempotency_key: str | None = None) -> dict[str, Any]:
+    def submit_build(
+        self, body: Mapping[str, Any], idempotency_key: str | None = None
+    ) -> dict[str, Any]:
         """Queue a build; `{build_id, status}`."""
         return self.request("POST", "/api/builds", json=dict(body), headers=_key(idempotency_key))
 
@@ -103,11 +111,18 @@ class Client:
     def assign(self, node_id: UUID | str, model_id: str, version_id: str) -> dict[str, Any]:
         """Load a version on a node."""
         return self.request(
-            "POST", f"/api/nodes/{node_id}/assign", json={"model_id": model_id, "version_id": version_id}
+            "POST",
+            f"/api/nodes/{node_id}/assign",
+            json={"model_id": model_id, "version_id": version_id},
         )
 
     def submit(
-        self, model_id: str, input: Mapping[str, Any], *, idempotency_key: str | None = None, **options: Any
+        self,
+        model_id: str,
+        input: Mapping[str, Any],
+        *,
+        idempotency_key: str | None = None,
+        **options: Any,
     ) -> dict[str, Any]:
         """Submit a job; `{job_id, status, queue_position, eta_seconds}`."""
         body = {"model_id": model_id, "input": dict(input), **options}
@@ -135,7 +150,9 @@ class Client:
         for attempt in range(_RECONNECTS):
             headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": after} if after else {})
             try:
-                with self._http.stream("GET", path, headers=headers, timeout=_STREAM_TIMEOUT) as response:
+                with self._http.stream(
+                    "GET", path, headers=headers, timeout=_STREAM_TIMEOUT
+                ) as response:
                     if response.status_code >= 400:
                         response.read()
                         raise _problem(response)
@@ -158,8 +175,14 @@ def _problem(response: httpx.Response) -> ApiError:
     try:
         problem = response.json()
         return ApiError(
-            response.status_code, str(problem["code"]), str(problem["detail"]),
-            **{k: v for k, v in problem.items() if k not in {"type", "title", "status", "code", "detail"}},
+            response.status_code,
+            str(problem["code"]),
+            str(problem["detail"]),
+            **{
+                k: v
+                for k, v in problem.items()
+                if k not in {"type", "title", "status", "code", "detail"}
+            },
         )
     except (ValueError, KeyError, TypeError):
         return ApiError(response.status_code, "not_a_problem", response.text[:200])

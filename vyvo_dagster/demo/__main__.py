@@ -41,10 +41,16 @@ def next_version(client: Client) -> str:
 
 def build(client: Client, console: Console, version: str, weights_uri: str) -> dict[str, str]:
     """Build the version, showing the log as it comes; the build as it ended."""
-    submitted = client.submit_build({
-        "template": TEMPLATE, "runner_name": "digits", "model_id": MODEL_ID, "version": version,
-        "weights_uri": weights_uri, "env": {},
-    })
+    submitted = client.submit_build(
+        {
+            "template": TEMPLATE,
+            "runner_name": "digits",
+            "model_id": MODEL_ID,
+            "version": version,
+            "weights_uri": weights_uri,
+            "env": {},
+        }
+    )
     console.print(f"build {submitted['build_id']} is {submitted['status']}", highlight=False)
     step = ""
     for event in client.build_log(submitted["build_id"]):
@@ -61,9 +67,7 @@ def assign(client: Client, version: str) -> list[str]:
     """Load the version on every ready node and wait for it; the nodes' names."""
     entry = client.version(MODEL_ID, version)
     nodes = [node for node in client.nodes() if node["state"] == "ready"]
-    waiting = {
-        node["id"]: client.assign(node["id"], MODEL_ID, entry["id"])["id"] for node in nodes
-    }
+    waiting = {node["id"]: client.assign(node["id"], MODEL_ID, entry["id"])["id"] for node in nodes}
     deadline = time.monotonic() + _ASSIGN_SECONDS
     while waiting and time.monotonic() < deadline:
         for node_id, assignment_id in list(waiting.items()):
@@ -89,13 +93,20 @@ def demonstrate(stack: Stack, folder: Path, phases: Phases) -> None:
     with Client(stack.api, stack.admin_key) as client:
         with phases.phase("train the model (Dagster asset)"):
             weights_uri, metadata, fresh = trained_weights(stack.dagster, epoch)
-            console.print(f"  weights {weights_uri}{'' if fresh else ' (trained before)'}", highlight=False)
+            console.print(
+                f"  weights {weights_uri}{'' if fresh else ' (trained before)'}", highlight=False
+            )
             if metadata.get("accuracy") is not None:
-                console.print(f"  {float(metadata['accuracy']):.1%} of its samples are read as the digit asked for", highlight=False)
+                console.print(
+                    f"  {float(metadata['accuracy']):.1%} of its samples are read as the digit asked for",
+                    highlight=False,
+                )
         with phases.phase("build the runner"):
             version = next_version(client)
             built = build(client, console, version, weights_uri)
-            console.print(f"  backend {built['backend_used']}, image {built['image']}", highlight=False)
+            console.print(
+                f"  backend {built['backend_used']}, image {built['image']}", highlight=False
+            )
         with phases.phase("load it on the nodes"):
             console.print(f"  ready on {', '.join(assign(client, version))}", highlight=False)
         with phases.phase("run 12 jobs"), Bars(console) as bars:
@@ -109,13 +120,17 @@ def demonstrate(stack: Stack, folder: Path, phases: Phases) -> None:
 
 
 @click.command()
-@click.option("--data-dir", type=click.Path(path_type=Path), default=Path(".vyvo"), show_default=True)
+@click.option(
+    "--data-dir", type=click.Path(path_type=Path), default=Path(".vyvo"), show_default=True
+)
 @click.option("--keep", is_flag=True, help="Stay up afterwards, until Ctrl-C.")
 @click.option("--engine", default="auto", show_default=True, help="auto, docker or process.")
 @click.option("--agents", default=2, show_default=True, help="Nodes to start on this machine.")
 @click.option("--port", type=int, help="Port of the api.")
 @click.option("--dagster-port", type=int, help="Port of the Dagster UI.")
-def main(data_dir: Path, keep: bool, engine: str, agents: int, port: int | None, dagster_port: int | None) -> None:
+def main(
+    data_dir: Path, keep: bool, engine: str, agents: int, port: int | None, dagster_port: int | None
+) -> None:
     """Train, build, assign and serve a small diffusion model on this machine."""
     # As wide as the table needs where nobody's terminal says otherwise.
     console = Console(width=None if sys.stdout.isatty() else 150)
@@ -134,10 +149,13 @@ def main(data_dir: Path, keep: bool, engine: str, agents: int, port: int | None,
             demonstrate(stack, folder, phases)
             console.print(phases.table())
             console.print(
-                f"api        {stack.api}/docs\nDagster    {stack.dagster}\nS3         {stack.s3}", highlight=False
+                f"api        {stack.api}/docs\nDagster    {stack.dagster}\nS3         {stack.s3}",
+                highlight=False,
             )
             if keep:
-                console.print(f"admin key  {stack.admin_key}\nCtrl-C stops it all.", highlight=False)
+                console.print(
+                    f"admin key  {stack.admin_key}\nCtrl-C stops it all.", highlight=False
+                )
                 stack.wait()
     except KeyboardInterrupt:
         console.print("stopped", highlight=False)

@@ -39,7 +39,9 @@ class Outcome:
     artifact: dict[str, Any] = field(default_factory=dict)
 
 
-def run_jobs(client: Client, model_id: str, version: str, folder: Path, watcher: Watcher) -> list[Outcome]:
+def run_jobs(
+    client: Client, model_id: str, version: str, folder: Path, watcher: Watcher
+) -> list[Outcome]:
     """Submit all at once, follow each, fetch its picture through the presigned URL."""
     outcomes = [Outcome(index, digit) for index, digit in enumerate(DIGITS)]
     names = {node["id"]: node["name"] for node in client.nodes()}
@@ -55,8 +57,13 @@ def run_jobs(client: Client, model_id: str, version: str, folder: Path, watcher:
 
 
 def _run(
-    client: Client, model_id: str, version: str, folder: Path, names: dict[str, str],
-    outcome: Outcome, watcher: Watcher,
+    client: Client,
+    model_id: str,
+    version: str,
+    folder: Path,
+    names: dict[str, str],
+    outcome: Outcome,
+    watcher: Watcher,
 ) -> None:
     began = time.monotonic()
     submitted = client.submit(
@@ -68,7 +75,8 @@ def _run(
         outcome.events += 1
         match event.event:
             case JobEventKind.DISPATCHED:
-                outcome.node = names.get(event.data["node_id"], event.data["node_id"])
+                node_id = str(event.data["node_id"])
+                outcome.node = names.get(node_id, node_id)
             case JobEventKind.STARTED:
                 outcome.started = time.monotonic() - began
                 watcher.update(outcome.index, 0.0, f"on {outcome.node}")

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +26,7 @@ class Phases:
         self.times: list[tuple[str, float]] = []
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
+    def phase(self, name: str) -> Generator[None]:
         """One phase; its time is kept only when it succeeds."""
         self.console.print(f"[bold]{name}[/bold] ...", highlight=False)
         began = time.monotonic()
@@ -56,21 +56,29 @@ class Bars:
         self._live = sys.stdout.isatty()
         self._notes: dict[int, str] = {}
         self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
-            TimeElapsedColumn(), TextColumn("{task.fields[note]}"), console=console,
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
         )
         self._tasks: list[TaskID] = []
 
     def __enter__(self) -> Self:
         if self._live:
             self._tasks = [
-                self._progress.add_task(f"job {i:>2}  digit {d}", total=1.0, note="") for i, d in enumerate(DIGITS)
+                self._progress.add_task(f"job {i:>2}  digit {d}", total=1.0, note="")
+                for i, d in enumerate(DIGITS)
             ]
             self._progress.start()
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._live:
             self._progress.stop()
@@ -86,16 +94,36 @@ class Bars:
 
 def jobs_table(outcomes: Sequence[Outcome]) -> Table:
     """One row for each job; seconds since its submission."""
-    table = Table("job", "digit", "status", "node", "waited s", "ran s", "total s", "events", "file", title="jobs")
+    table = Table(
+        "job",
+        "digit",
+        "status",
+        "node",
+        "waited s",
+        "ran s",
+        "total s",
+        "events",
+        "file",
+        title="jobs",
+    )
     for o in outcomes:
         table.add_row(
-            o.job_id, str(o.digit), o.status, o.node, f"{o.started:.2f}", f"{o.total - o.started:.2f}",
-            f"{o.total:.2f}", str(o.events), "-" if o.png is None else o.png.name,
+            o.job_id,
+            str(o.digit),
+            o.status,
+            o.node,
+            f"{o.started:.2f}",
+            f"{o.total - o.started:.2f}",
+            f"{o.total:.2f}",
+            str(o.events),
+            "-" if o.png is None else o.png.name,
         )
     return table
 
 
-def contact_sheet(outcomes: Sequence[Outcome], path: Path, columns: int = 4, gap: int = 8) -> Path | None:
+def contact_sheet(
+    outcomes: Sequence[Outcome], path: Path, columns: int = 4, gap: int = 8
+) -> Path | None:
     """All pictures on one sheet; None when there are none."""
     pictures = [Image.open(o.png) for o in outcomes if o.png is not None]
     if not pictures:

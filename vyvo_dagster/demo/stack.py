@@ -4,7 +4,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,14 +34,25 @@ class Stack:
 
 
 @contextmanager
-def running_stack(data_dir: Path, options: Sequence[str]) -> Iterator[Stack]:
+def running_stack(data_dir: Path, options: Sequence[str]) -> Generator[Stack]:
     """`vyvo up` for as long as the block runs; its progress goes to our stderr.
 
     It is a process group of its own, so that Ctrl-C reaches us first and we stop it in order.
     """
     process = subprocess.Popen(
-        [sys.executable, "-m", "vyvo_dagster.cli", "up", "--json", "--data-dir", str(data_dir), *options],
-        stdout=subprocess.PIPE, text=True, start_new_session=True,
+        [
+            sys.executable,
+            "-m",
+            "vyvo_dagster.cli",
+            "up",
+            "--json",
+            "--data-dir",
+            str(data_dir),
+            *options,
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     try:
         assert process.stdout is not None

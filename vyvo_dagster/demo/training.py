@@ -31,7 +31,9 @@ class TrainingFailed(RuntimeError):
     """The training run did not succeed; the message says where to look."""
 
 
-def trained_weights(dagster_url: str, progress: Callable[[int, int], None]) -> tuple[str, dict[str, Any], bool]:
+def trained_weights(
+    dagster_url: str, progress: Callable[[int, int], None]
+) -> tuple[str, dict[str, Any], bool]:
     """The weights' URI, the asset's metadata, and whether they were trained just now.
 
     Args:
@@ -68,7 +70,9 @@ def _train(http: httpx.Client, dagster_url: str, progress: Callable[[int, int], 
     params = {"selector": {"jobName": _JOB, **_SELECTOR}, "runConfigData": {}}
     launched = _query(http, _LAUNCH, {"params": params})["launchRun"]
     if launched["__typename"] != "LaunchRunSuccess":
-        raise TrainingFailed(f"{_JOB} was not launched: {launched.get('message', launched['__typename'])}")
+        raise TrainingFailed(
+            f"{_JOB} was not launched: {launched.get('message', launched['__typename'])}"
+        )
     run_id = launched["run"]["runId"]
     cursor: str | None = None
     deadline = time.monotonic() + _SECONDS
@@ -84,4 +88,6 @@ def _train(http: httpx.Client, dagster_url: str, progress: Callable[[int, int], 
         if status in {"FAILURE", "CANCELED"}:
             raise TrainingFailed(f"the training run ended as {status}: {dagster_url}/runs/{run_id}")
         time.sleep(0.5)
-    raise TrainingFailed(f"the training did not end within {_SECONDS} s: {dagster_url}/runs/{run_id}")
+    raise TrainingFailed(
+        f"the training did not end within {_SECONDS} s: {dagster_url}/runs/{run_id}"
+    )

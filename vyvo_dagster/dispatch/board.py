@@ -91,9 +91,12 @@ class Board:
     def _candidate(self, assignment: Assignment, held: Mapping[UUID, int]) -> Candidate:
         node = self._nodes[assignment.node_id]
         return Candidate(
-            node_id=node.id, assignment_id=assignment.id, node_state=node.state,
+            node_id=node.id,
+            assignment_id=assignment.id,
+            node_state=node.state,
             assignment_state=AssignmentState(assignment.state),
             schedulable=not (node.cordoned or node.draining),
-            slots=assignment.slots, in_flight=held.get(assignment.id, 0),
+            slots=assignment.slots,
+            in_flight=held.get(assignment.id, 0),
             free_gpu_memory_bytes=free_gpu_memory(node),
         )

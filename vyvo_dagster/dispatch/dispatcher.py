@@ -50,8 +50,14 @@ class Dispatcher:
     """Dispatches until canceled. Several may run at once: the claim in Postgres decides."""
 
     def __init__(
-        self, database: Database, redis: AsyncRedis, board: Board, wake: asyncio.Event,
-        *, consumer: str, lease: timedelta,
+        self,
+        database: Database,
+        redis: AsyncRedis,
+        board: Board,
+        wake: asyncio.Event,
+        *,
+        consumer: str,
+        lease: timedelta,
     ) -> None:
         self._database = database
         self._redis = redis
@@ -109,7 +115,9 @@ class Dispatcher:
         async with self._database.transaction() as store:
             await self._hold(store, entries)
             placed = await self._place(store, candidates, slots)
-            claimed = await store.attempts.dispatch([dispatch for dispatch, _ in placed], self._lease)
+            claimed = await store.attempts.dispatch(
+                [dispatch for dispatch, _ in placed], self._lease
+            )
         await self._hand_over(claimed, [held for _, held in placed])
         return len(claimed)
 
@@ -122,7 +130,9 @@ class Dispatcher:
                 wanted += [(keys.jobs(model, priority), room) for priority in Priority]
         found: list[Entry] = []
         for stream, count in wanted:
-            found += await read_new(self._redis, keys.GROUP_ORCHESTRATOR, self._consumer, stream, count)
+            found += await read_new(
+                self._redis, keys.GROUP_ORCHESTRATOR, self._consumer, stream, count
+            )
         return found
 
     async def _take_over(self) -> None:
@@ -131,8 +141,12 @@ class Dispatcher:
         for model in self._board.models:
             for priority in Priority:
                 found += await take_over(
-                    self._redis, keys.GROUP_ORCHESTRATOR, self._consumer,
-                    keys.jobs(model, priority), _TAKE_OVER_MS, 256,
+                    self._redis,
+                    keys.GROUP_ORCHESTRATOR,
+                    self._consumer,
+                    keys.jobs(model, priority),
+                    _TAKE_OVER_MS,
+                    256,
                 )
         if found:
             async with self._database.transaction() as store:
@@ -141,12 +155,19 @@ class Dispatcher:
     async def _hold(self, store: Store, entries: list[Entry]) -> None:
         """Hold the jobs of new entries that still wait; the other entries are done with."""
         if entries:
-            waiting = {job.id: job for job in await store.jobs.waiting([UUID(e.fields["id"]) for e in entries])}
+            waiting = {
+                job.id: job
+                for job in await store.jobs.waiting([UUID(e.fields["id"]) for e in entries])
+            }
             stale: list[Entry] = []
             for entry in entries:
                 job = waiting.get(UUID(entry.fields["id"]))
                 held = None if job is None else self._held.setdefault(job.model_id, {})
-                if job is None or held is None or (job.id in held and held[job.id].entry.id != entry.id):
+                if (
+                    job is None
+                    or held is None
+                    or (job.id in held and held[job.id].entry.id != entry.id)
+                ):
                     stale.append(entry)
                 else:
                     held[job.id] = Held(entry, job)
@@ -157,8 +178,12 @@ class Dispatcher:
     ) -> list[tuple[Dispatch, Held]]:
         """Choose a node for each held job that has one, in order of fairness."""
         now = datetime.now(UTC)
-        held = {h.job.id: h for model, free in slots.items() if free
-                for h in self._held.get(model, {}).values()}
+        held = {
+            h.job.id: h
+            for model, free in slots.items()
+            if free
+            for h in self._held.get(model, {}).values()
+        }
         again = [h.job.id for h in held.values() if h.job.attempt > 0]
         tried = await store.attempts.nodes_tried(again) if again else {}
         placed: list[tuple[Dispatch, Held]] = []
@@ -181,19 +206,31 @@ class Dispatcher:
         # Told first: an agent may start at once, and `dispatched` comes before `started`.
         await events.publish_many(
             self._redis,
-            [(str(job.id), JobEventKind.DISPATCHED,
-              {"status": str(job.state), "attempt": job.attempt, "node_id": str(job.node_id)})
-             for job in claimed],
+            [
+                (
+                    str(job.id),
+                    JobEventKind.DISPATCHED,
+                    {"status": str(job.state), "attempt": job.attempt, "node_id": str(job.node_id)},
+                )
+                for job in claimed
+            ],
         )
         async with self._redis.pipeline(transaction=False) as pipe:
             for job in claimed:
-                assert job.node_id is not None and job.assignment_id is not None
+                assert job.node_id is not None
+                assert job.assignment_id is not None
                 order = RunOrder(
-                    job_id=job.id, attempt=job.attempt, assignment_id=job.assignment_id,
-                    model_id=job.model_id, version=job.version, input=dict(job.input),
+                    job_id=job.id,
+                    attempt=job.attempt,
+                    assignment_id=job.assignment_id,
+                    model_id=job.model_id,
+                    version=job.version,
+                    input=dict(job.input),
                     traceparent=job.traceparent,
                 )
-                pipe.xadd(keys.node(job.node_id),
-                          {"kind": OrderKind.RUN.value, "body": order.model_dump_json()})
+                pipe.xadd(
+                    keys.node(job.node_id),
+                    {"kind": OrderKind.RUN.value, "body": order.model_dump_json()},
+                )
             await pipe.execute()
         await acknowledge(self._redis, keys.GROUP_ORCHESTRATOR, [held.entry for held in placed])

@@ -1,6 +1,7 @@
 """Gauges that only the rows know: queue depths, ages, nodes, outbox lag."""
 
 import asyncio
+import contextlib
 from collections.abc import Iterable
 
 from prometheus_client import Gauge
@@ -26,10 +27,8 @@ class Gauges:
     async def run(self) -> None:
         """Read until canceled; a database that is away leaves the last figures."""
         while True:
-            try:
+            with contextlib.suppress(Unavailable):
                 await self.read()
-            except Unavailable:
-                pass
             await asyncio.sleep(_SECONDS)
 
     async def read(self) -> None:
@@ -42,7 +41,10 @@ class Gauges:
             metrics.QUEUE_DEPTH.labels(model, priority).set(count)
             metrics.QUEUE_OLDEST.labels(model, priority).set(oldest)
         self._queues = _forget(
-            self._queues, {(m, str(p)) for m, p, _, _ in depths}, metrics.QUEUE_DEPTH, metrics.QUEUE_OLDEST
+            self._queues,
+            {(m, str(p)) for m, p, _, _ in depths},
+            metrics.QUEUE_DEPTH,
+            metrics.QUEUE_OLDEST,
         )
         for node in nodes:
             metrics.NODE_UP.labels(node.name).set(node.state is NodeState.READY)
@@ -53,7 +55,9 @@ class Gauges:
         self._nodes = _forget(self._nodes, {(n.name,) for n in nodes}, metrics.NODE_UP)
 
 
-def _forget(before: set[tuple[str, ...]], now: set[tuple[str, ...]], *gauges: Gauge) -> set[tuple[str, ...]]:
+def _forget(
+    before: set[tuple[str, ...]], now: set[tuple[str, ...]], *gauges: Gauge
+) -> set[tuple[str, ...]]:
     gone: Iterable[tuple[str, ...]] = before - now
     for labels in gone:
         for gauge in gauges:

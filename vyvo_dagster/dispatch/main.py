@@ -33,11 +33,16 @@ async def orchestrate(settings: Settings, stop: asyncio.Event) -> None:
     wake = asyncio.Event()
     board = Board(database, settings.postgres_dsn, wake)
     dispatcher = Dispatcher(
-        database, redis, board, wake,
-        consumer=f"{socket.gethostname()}-{os.getpid()}", lease=timedelta(seconds=settings.lease_seconds),
+        database,
+        redis,
+        board,
+        wake,
+        consumer=f"{socket.gethostname()}-{os.getpid()}",
+        lease=timedelta(seconds=settings.lease_seconds),
     )
     upkeep = Upkeep(
-        database, redis,
+        database,
+        redis,
         suspect_after=timedelta(seconds=settings.suspect_seconds),
         lost_after=timedelta(seconds=settings.lost_seconds),
     )
@@ -75,7 +80,9 @@ async def orchestrate(settings: Settings, stop: asyncio.Event) -> None:
 
 def run() -> None:
     """Entry point of `vyvo orchestrator`."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
 
     async def main() -> None:
         stop = asyncio.Event()

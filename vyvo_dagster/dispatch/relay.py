@@ -65,7 +65,7 @@ class Relay:
             if entries:
                 async with self._redis.pipeline(transaction=False) as pipe:
                     for entry in entries:
-                        pipe.xadd(entry.stream, dict(entry.fields))
+                        pipe.xadd(entry.stream, {**entry.fields})
                     pipe.publish(keys.WAKE, "relay")
                     await pipe.execute()
         return len(entries)

@@ -44,7 +44,9 @@ async def requeue_lost(store: Store, job: Job, outcome: str, *, charged: bool) -
     after = after_lost_attempt(job.attempt, handed_back, job.max_attempts)
     if after.error_code is not None:
         return await store.attempts.end_lost(
-            job, after.state, after.error_code,
+            job,
+            after.state,
+            after.error_code,
             f"the node was lost in each of {job.max_attempts} attempts",
         )
     again = await store.attempts.requeue(job, outcome, charged=charged)
@@ -59,20 +61,30 @@ def completion(job: Job, artifacts: Iterable[dict[str, Any]] = ()) -> dict[str, 
     if job.error_code is not None:
         error = {"code": job.error_code, "message": job.error_message or ""}
     return {
-        "job_id": str(job.id), "status": str(job.state), "attempt": job.attempt,
-        "output": job.output, "artifacts": list(artifacts), "error": error,
+        "job_id": str(job.id),
+        "status": str(job.state),
+        "attempt": job.attempt,
+        "output": job.output,
+        "artifacts": list(artifacts),
+        "error": error,
         "timings": dict(job.timings),
     }
 
 
 async def publish_job_changes(redis: AsyncRedis, jobs: Iterable[Job]) -> None:
     """Tell clients, after the commit, that jobs were requeued or have ended, and dispatch that
-    slots are free."""
+    slots are free.
+    """
     told: list[tuple[str, str, dict[str, Any]]] = []
     for job in jobs:
         if job.state is JobState.QUEUED:
-            told.append((str(job.id), JobEventKind.REQUEUED,
-                         {"status": str(job.state), "attempt": job.attempt}))
+            told.append(
+                (
+                    str(job.id),
+                    JobEventKind.REQUEUED,
+                    {"status": str(job.state), "attempt": job.attempt},
+                )
+            )
         else:
             told.append((str(job.id), JobEventKind.COMPLETED, completion(job)))
     if told:

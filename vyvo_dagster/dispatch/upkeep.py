@@ -1,5 +1,6 @@
 """The orchestrator's clocks: leases that end, cancels that are due, jobs that expire, nodes gone
-silent, and streams that a flush emptied."""
+silent, and streams that a flush emptied.
+"""
 
 import asyncio
 import logging
@@ -34,7 +35,12 @@ class Upkeep:
     """Periodic duties; each is one short transaction, and any number of orchestrators may do them."""
 
     def __init__(
-        self, database: Database, redis: AsyncRedis, *, suspect_after: timedelta, lost_after: timedelta
+        self,
+        database: Database,
+        redis: AsyncRedis,
+        *,
+        suspect_after: timedelta,
+        lost_after: timedelta,
     ) -> None:
         self._database = database
         self._redis = redis
@@ -46,7 +52,10 @@ class Upkeep:
         return {
             duty.__name__: self._every(1.0, duty)
             for duty in (
-                self.end_leases, self.end_cancels, self.expire_jobs, self.watch_nodes,
+                self.end_leases,
+                self.end_cancels,
+                self.expire_jobs,
+                self.watch_nodes,
                 self.rebuild_streams,
             )
         }
@@ -89,8 +98,12 @@ class Upkeep:
         """Mark silent nodes suspect, then lost. Their attempts go back when their leases end."""
         async with self._database.transaction() as store:
             for states, silence, to, kind in (
-                ({NodeState.READY, NodeState.SUSPECT, NodeState.JOINING}, self._lost_after,
-                 NodeState.LOST, NodeEventKind.LOST),
+                (
+                    {NodeState.READY, NodeState.SUSPECT, NodeState.JOINING},
+                    self._lost_after,
+                    NodeState.LOST,
+                    NodeEventKind.LOST,
+                ),
                 ({NodeState.READY}, self._suspect_after, NodeState.SUSPECT, NodeEventKind.SUSPECT),
             ):
                 for node_id in await store.nodes.silent(frozenset(states), silence, to):
@@ -112,7 +125,9 @@ class Upkeep:
                 queued = await store.jobs.queued(last, _BATCH)
             if not queued:
                 break
-            await add_many(self._redis, [(keys.jobs(j.model_id, j.priority), entry_fields(j)) for j in queued])
+            await add_many(
+                self._redis, [(keys.jobs(j.model_id, j.priority), entry_fields(j)) for j in queued]
+            )
             count += len(queued)
             last = queued[-1].id
         async with self._database.transaction() as store:

@@ -40,4 +40,6 @@ def rank(priority: Priority, waited: timedelta) -> int:
 
 def in_order(jobs: Iterable[W], now: datetime) -> list[W]:
     """`jobs` as they are to be offered slots at `now`."""
-    return sorted(jobs, key=lambda job: (rank(job.priority, now - job.created_at), job.created_at, job.id))
+    return sorted(
+        jobs, key=lambda job: (rank(job.priority, now - job.created_at), job.created_at, job.id)
+    )

@@ -42,7 +42,9 @@ class Modality(StrEnum):
 VERSION: StateMachine[VersionState] = StateMachine(
     "model version",
     {
-        VersionState.DRAFT: frozenset({VersionState.BUILDING, VersionState.READY, VersionState.RETIRED}),
+        VersionState.DRAFT: frozenset(
+            {VersionState.BUILDING, VersionState.READY, VersionState.RETIRED}
+        ),
         # A build that fails gives the version back to DRAFT, so that it can be built again.
         VersionState.BUILDING: frozenset({VersionState.READY, VersionState.DRAFT}),
         VersionState.READY: frozenset({VersionState.ACTIVE, VersionState.RETIRED}),
@@ -85,7 +87,9 @@ def parse_model_id(value: str) -> str:
 def parse_version(value: str) -> str:
     """Return `value` if it can be a version name, else raise InvalidInput."""
     if not _VERSION.fullmatch(value):
-        raise InvalidInput("version must be 1 to 64 letters, digits and . _ + - ; it cannot start with . + -")
+        raise InvalidInput(
+            "version must be 1 to 64 letters, digits and . _ + - ; it cannot start with . + -"
+        )
     return value
 
 

@@ -33,11 +33,15 @@ class Candidate:
     @property
     def free_slots(self) -> int:
         """Slots that a new attempt could take; 0 unless node and version are ready."""
-        ready = self.node_state is NodeState.READY and self.assignment_state is AssignmentState.READY
+        ready = (
+            self.node_state is NodeState.READY and self.assignment_state is AssignmentState.READY
+        )
         return max(self.slots - self.in_flight, 0) if ready and self.schedulable else 0
 
 
-def choose(candidates: Iterable[Candidate], avoid: frozenset[UUID] = frozenset()) -> Candidate | None:
+def choose(
+    candidates: Iterable[Candidate], avoid: frozenset[UUID] = frozenset()
+) -> Candidate | None:
     """The best candidate with a free slot, or None.
 
     Args:

@@ -82,8 +82,10 @@ class ProgressReport(_Model):
     """Body of `POST /api/jobs/{id}/progress`. The first report marks the job running."""
 
     attempt: int = Field(ge=1)
-    fraction: float | None = Field(None, ge=0, le=1)
-    logs: list[Annotated[str, Field(max_length=16384)]] = Field(default_factory=list, max_length=1000)
+    fraction: float | None = Field(default=None, ge=0, le=1)
+    logs: list[Annotated[str, Field(max_length=16384)]] = Field(
+        default_factory=list, max_length=1000
+    )
 
 
 class CompletionReport(_Model):

@@ -106,7 +106,7 @@ class ObservedAssignment(_Model):
     assignment_id: UUID
     state: AssignmentState
     detail: Annotated[str, Field(max_length=2000)] | None = None
-    slots: int = Field(1, ge=1, le=1024)
+    slots: int = Field(default=1, ge=1, le=1024)
 
 
 class Heartbeat(_Model):
@@ -114,8 +114,10 @@ class Heartbeat(_Model):
 
     boot_id: UUID
     sent_at: datetime
-    leaving: bool = Field(False, description="The agent stops; what it runs is handed back.")
-    memory_available_bytes: int = Field(0, ge=0)
+    leaving: bool = Field(
+        default=False, description="The agent stops; what it runs is handed back."
+    )
+    memory_available_bytes: int = Field(default=0, ge=0)
     gpus: list[GpuMetrics] = Field(default_factory=list[GpuMetrics], max_length=64)
     running: list[AttemptRef] = Field(default_factory=list[AttemptRef], max_length=4096)
     assignments: list[ObservedAssignment] = Field(

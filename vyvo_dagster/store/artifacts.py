@@ -28,7 +28,9 @@ class ArtifactRepository:
 
     async def of_job(self, job_id: UUID) -> list[ArtifactRow]:
         """A job's artifacts, in the order of its output."""
-        query = sa.select(artifacts).where(artifacts.c.job_id == job_id).order_by(artifacts.c.position)
+        query = (
+            sa.select(artifacts).where(artifacts.c.job_id == job_id).order_by(artifacts.c.position)
+        )
         return [record(ArtifactRow, r) for r in (await self._connection.execute(query)).mappings()]
 
     async def get(self, id: UUID, tenant: str | None) -> ArtifactRow | None:

@@ -54,31 +54,44 @@ class AssignmentRepository:
             .on_conflict_do_update(
                 index_elements=["node_id", "version_id"],
                 index_where=sa.text("state <> 'removed'"),
-                set_={"state": AssignmentState.REQUESTED, "detail": None, "updated_at": sa.func.now()},
+                set_={
+                    "state": AssignmentState.REQUESTED,
+                    "detail": None,
+                    "updated_at": sa.func.now(),
+                },
                 where=_A.state.in_(again),
             )
         )
         await notify(self._connection, REGISTRY_CHANNEL, str(node_id))
         row = (
-            await self._connection.execute(
-                _select().where(_A.node_id == node_id, _A.version_id == version_id, _IN_FORCE)
+            (
+                await self._connection.execute(
+                    _select().where(_A.node_id == node_id, _A.version_id == version_id, _IN_FORCE)
+                )
             )
-        ).mappings().one()
+            .mappings()
+            .one()
+        )
         return record(Assignment, row)
 
     async def get(self, node_id: UUID, id: UUID) -> Assignment | None:
         """One assignment of a node."""
         row = (
-            await self._connection.execute(_select().where(_A.id == id, _A.node_id == node_id))
-        ).mappings().first()
+            (await self._connection.execute(_select().where(_A.id == id, _A.node_id == node_id)))
+            .mappings()
+            .first()
+        )
         return None if row is None else record(Assignment, row)
 
     async def remove(self, node_id: UUID, id: UUID) -> Assignment | None:
         """Ask for an assignment's removal; repeats change nothing. None when there is none."""
         await self._connection.execute(
             sa.update(assignments)
-            .where(_A.id == id, _A.node_id == node_id,
-                   _A.state.in_(ASSIGNMENT.before(AssignmentState.REMOVING)))
+            .where(
+                _A.id == id,
+                _A.node_id == node_id,
+                _A.state.in_(ASSIGNMENT.before(AssignmentState.REMOVING)),
+            )
             .values(state=AssignmentState.REMOVING, updated_at=sa.func.now())
         )
         await notify(self._connection, REGISTRY_CHANNEL, str(node_id))
@@ -97,10 +110,19 @@ class AssignmentRepository:
     async def loaded_with(self, node_id: UUID) -> list[tuple[Assignment, ModelVersion]]:
         """A node's assignments in force, each with its version: what a heartbeat's answer is made of."""
         of_version = [column.label(f"of_version_{column.name}") for column in model_versions.c]
-        query = _select().add_columns(*of_version).where(_A.node_id == node_id, _IN_FORCE).order_by(_A.id)
+        query = (
+            _select()
+            .add_columns(*of_version)
+            .where(_A.node_id == node_id, _IN_FORCE)
+            .order_by(_A.id)
+        )
         return [
-            (record(Assignment, row),
-             record(ModelVersion, {c.name: row[f"of_version_{c.name}"] for c in model_versions.c}))
+            (
+                record(Assignment, row),
+                record(
+                    ModelVersion, {c.name: row[f"of_version_{c.name}"] for c in model_versions.c}
+                ),
+            )
             for row in (await self._connection.execute(query)).mappings()
         ]
 
@@ -111,15 +133,20 @@ class AssignmentRepository:
         removal must not bring the assignment back.
         """
         before = (
-            sa.select(_A.id, _A.state).where(_A.id == seen.id, _A.node_id == node_id)
-            .with_for_update().cte("before")
+            sa.select(_A.id, _A.state)
+            .where(_A.id == seen.id, _A.node_id == node_id)
+            .with_for_update()
+            .cte("before")
         )
         changed = (
             await self._connection.execute(
                 sa.update(assignments)
                 .where(_A.id == before.c.id, _A.state.in_(ASSIGNMENT.before(seen.state)))
                 .values(
-                    state=seen.state, detail=seen.detail, slots=seen.slots, updated_at=sa.func.now(),
+                    state=seen.state,
+                    detail=seen.detail,
+                    slots=seen.slots,
+                    updated_at=sa.func.now(),
                     ready_at=sa.func.now() if seen.state is AssignmentState.READY else _A.ready_at,
                 )
                 .returning(before.c.state)
@@ -132,17 +159,23 @@ class AssignmentRepository:
 
     async def restart(self, node_id: UUID) -> None:
         """A node joined with a new boot: nothing that it had loaded counts any more."""
-        loaded = (AssignmentState.PULLING, AssignmentState.LOADING, AssignmentState.READY,
-                  AssignmentState.FAILED)
+        loaded = (
+            AssignmentState.PULLING,
+            AssignmentState.LOADING,
+            AssignmentState.READY,
+            AssignmentState.FAILED,
+        )
         await self._connection.execute(
-            sa.update(assignments).where(_A.node_id == node_id, _A.state.in_(loaded))
+            sa.update(assignments)
+            .where(_A.node_id == node_id, _A.state.in_(loaded))
             .values(state=AssignmentState.REQUESTED, detail=None, updated_at=sa.func.now())
         )
 
     async def placeable(self) -> list[Assignment]:
         """Ready assignments of nodes that are not lost; what placement reads."""
         query = (
-            _select().join(nodes, nodes.c.id == _A.node_id)
+            _select()
+            .join(nodes, nodes.c.id == _A.node_id)
             .where(_A.state == AssignmentState.READY, nodes.c.state != NodeState.LOST)
         )
         return [record(Assignment, r) for r in (await self._connection.execute(query)).mappings()]
@@ -150,9 +183,13 @@ class AssignmentRepository:
     async def ready_nodes(self, version_id: UUID) -> int:
         """How many ready nodes have the version ready."""
         query = (
-            sa.select(sa.func.count()).select_from(assignments)
+            sa.select(sa.func.count())
+            .select_from(assignments)
             .join(nodes, nodes.c.id == _A.node_id)
-            .where(_A.version_id == version_id, _A.state == AssignmentState.READY,
-                   nodes.c.state == NodeState.READY)
+            .where(
+                _A.version_id == version_id,
+                _A.state == AssignmentState.READY,
+                nodes.c.state == NodeState.READY,
+            )
         )
         return int((await self._connection.execute(query)).scalar_one())

@@ -53,18 +53,29 @@ class AttemptRepository:
         """
         if not placed:
             return []
-        given = sa.func.unnest(
-            sa.cast([p.job_id for p in placed], _UUIDS),
-            sa.cast([p.node_id for p in placed], _UUIDS),
-            sa.cast([p.assignment_id for p in placed], _UUIDS),
-        ).table_valued("job_id", "node_id", "assignment_id").render_derived("given")
+        given = (
+            sa.func.unnest(
+                sa.cast([p.job_id for p in placed], _UUIDS),
+                sa.cast([p.node_id for p in placed], _UUIDS),
+                sa.cast([p.assignment_id for p in placed], _UUIDS),
+            )
+            .table_valued("job_id", "node_id", "assignment_id")
+            .render_derived("given")
+        )
         rows = await self._connection.execute(
             sa.update(jobs)
-            .where(_J.id == given.c.job_id, _J.state == JobState.QUEUED, _J.expires_at > sa.func.now())
+            .where(
+                _J.id == given.c.job_id, _J.state == JobState.QUEUED, _J.expires_at > sa.func.now()
+            )
             .values(
-                state=JobState.DISPATCHED, attempt=_J.attempt + 1, node_id=given.c.node_id,
-                assignment_id=given.c.assignment_id, dispatched_at=sa.func.now(),
-                lease_expires_at=sa.func.now() + lease, progress=None, started_at=None,
+                state=JobState.DISPATCHED,
+                attempt=_J.attempt + 1,
+                node_id=given.c.node_id,
+                assignment_id=given.c.assignment_id,
+                dispatched_at=sa.func.now(),
+                lease_expires_at=sa.func.now() + lease,
+                progress=None,
+                started_at=None,
             )
             .returning(jobs)
         )
@@ -73,8 +84,12 @@ class AttemptRepository:
             await self._connection.execute(
                 sa.insert(job_attempts),
                 [
-                    {"job_id": j.id, "attempt": j.attempt, "node_id": j.node_id,
-                     "assignment_id": j.assignment_id}
+                    {
+                        "job_id": j.id,
+                        "attempt": j.attempt,
+                        "node_id": j.node_id,
+                        "assignment_id": j.assignment_id,
+                    }
                     for j in claimed
                 ],
             )
@@ -84,33 +99,63 @@ class AttemptRepository:
         """Mark a dispatched attempt as running; None when it is not dispatched any more."""
         return await self._one(
             sa.update(jobs)
-            .where(_J.id == job_id, _J.attempt == attempt, _J.node_id == node_id,
-                   _J.state == JobState.DISPATCHED)
-            .values(state=JobState.RUNNING, started_at=sa.func.now()).returning(jobs)
+            .where(
+                _J.id == job_id,
+                _J.attempt == attempt,
+                _J.node_id == node_id,
+                _J.state == JobState.DISPATCHED,
+            )
+            .values(state=JobState.RUNNING, started_at=sa.func.now())
+            .returning(jobs)
         )
 
-    async def progress(self, job_id: UUID, attempt: int, node_id: UUID, fraction: float | None) -> Job | None:
+    async def progress(
+        self, job_id: UUID, attempt: int, node_id: UUID, fraction: float | None
+    ) -> Job | None:
         """Record progress of a running attempt; None when the attempt is not the current one."""
         values = {"progress": _J.progress if fraction is None else fraction}
         return await self._one(
             sa.update(jobs)
-            .where(_J.id == job_id, _J.attempt == attempt, _J.node_id == node_id,
-                   _J.state == JobState.RUNNING)
-            .values(**values).returning(jobs)
+            .where(
+                _J.id == job_id,
+                _J.attempt == attempt,
+                _J.node_id == node_id,
+                _J.state == JobState.RUNNING,
+            )
+            .values(**values)
+            .returning(jobs)
         )
 
     async def complete(
-        self, job_id: UUID, attempt: int, node_id: UUID, state: JobState, *, output: Any,
-        error_code: str | None, error_message: str | None, timings: Mapping[str, float],
+        self,
+        job_id: UUID,
+        attempt: int,
+        node_id: UUID,
+        state: JobState,
+        *,
+        output: Any,
+        error_code: str | None,
+        error_message: str | None,
+        timings: Mapping[str, float],
     ) -> Job | None:
         """End a job by its current attempt; None when the attempt is not the current one in flight."""
         job = await self._one(
             sa.update(jobs)
-            .where(_J.id == job_id, _J.attempt == attempt, _J.node_id == node_id,
-                   _J.state.in_(JOB.before(state)), _J.state.in_(IN_FLIGHT))
+            .where(
+                _J.id == job_id,
+                _J.attempt == attempt,
+                _J.node_id == node_id,
+                _J.state.in_(JOB.before(state)),
+                _J.state.in_(IN_FLIGHT),
+            )
             .values(
-                state=state, output=output, error_code=error_code, error_message=error_message,
-                timings=dict(timings), completed_at=sa.func.now(), lease_expires_at=None,
+                state=state,
+                output=output,
+                error_code=error_code,
+                error_message=error_message,
+                timings=dict(timings),
+                completed_at=sa.func.now(),
+                lease_expires_at=None,
                 started_at=sa.func.coalesce(_J.started_at, _J.dispatched_at),
                 progress=1.0 if state is JobState.SUCCEEDED else _J.progress,
             )
@@ -126,8 +171,13 @@ class AttemptRepository:
             sa.update(jobs)
             .where(_J.id == job.id, _J.attempt == job.attempt, _J.state.in_(IN_FLIGHT))
             .values(
-                state=JobState.QUEUED, node_id=None, assignment_id=None, lease_expires_at=None,
-                progress=None, started_at=None, dispatched_at=None,
+                state=JobState.QUEUED,
+                node_id=None,
+                assignment_id=None,
+                lease_expires_at=None,
+                progress=None,
+                started_at=None,
+                dispatched_at=None,
                 handed_back=_J.handed_back if charged else _J.handed_back + 1,
             )
             .returning(jobs)
@@ -141,8 +191,13 @@ class AttemptRepository:
         ended = await self._one(
             sa.update(jobs)
             .where(_J.id == job.id, _J.attempt == job.attempt, _J.state.in_(IN_FLIGHT))
-            .values(state=state, error_code=code, error_message=message,
-                    completed_at=sa.func.now(), lease_expires_at=None)
+            .values(
+                state=state,
+                error_code=code,
+                error_message=message,
+                completed_at=sa.func.now(),
+                lease_expires_at=None,
+            )
             .returning(jobs)
         )
         if ended is not None:
@@ -184,14 +239,23 @@ class AttemptRepository:
         """Renew the leases of a node's attempts; returns those that are not its own any more."""
         if not refs:
             return []
-        given = sa.func.unnest(
-            sa.cast([r[0] for r in refs], _UUIDS), sa.cast([r[1] for r in refs], ARRAY(INTEGER))
-        ).table_valued("job_id", "attempt").render_derived("given")
+        given = (
+            sa.func.unnest(
+                sa.cast([r[0] for r in refs], _UUIDS), sa.cast([r[1] for r in refs], ARRAY(INTEGER))
+            )
+            .table_valued("job_id", "attempt")
+            .render_derived("given")
+        )
         rows = await self._connection.execute(
             sa.update(jobs)
-            .where(_J.id == given.c.job_id, _J.attempt == given.c.attempt, _J.node_id == node_id,
-                   _J.state.in_(IN_FLIGHT))
-            .values(lease_expires_at=sa.func.now() + lease).returning(_J.id, _J.attempt)
+            .where(
+                _J.id == given.c.job_id,
+                _J.attempt == given.c.attempt,
+                _J.node_id == node_id,
+                _J.state.in_(IN_FLIGHT),
+            )
+            .values(lease_expires_at=sa.func.now() + lease)
+            .returning(_J.id, _J.attempt)
         )
         renewed = {(row.id, row.attempt) for row in rows}
         return [ref for ref in refs if ref not in renewed]
@@ -200,15 +264,18 @@ class AttemptRepository:
         """Attempts in flight by assignment; what placement counts slots with."""
         query = (
             sa.select(_J.assignment_id, sa.func.count())
-            .where(_J.state.in_(IN_FLIGHT)).group_by(_J.assignment_id)
+            .where(_J.state.in_(IN_FLIGHT))
+            .group_by(_J.assignment_id)
         )
         return {row[0]: int(row[1]) for row in await self._connection.execute(query)}
 
     async def of_node(self, node_id: UUID) -> list[Job]:
         """Jobs in flight on a node, locked for what follows."""
         query = (
-            sa.select(jobs).where(_J.node_id == node_id, _J.state.in_(IN_FLIGHT))
-            .order_by(_J.id).with_for_update()
+            sa.select(jobs)
+            .where(_J.node_id == node_id, _J.state.in_(IN_FLIGHT))
+            .order_by(_J.id)
+            .with_for_update()
         )
         return [record(Job, r) for r in (await self._connection.execute(query)).mappings()]
 
@@ -217,7 +284,9 @@ class AttemptRepository:
         query = (
             sa.select(jobs)
             .where(_J.state.in_(IN_FLIGHT), _J.lease_expires_at < sa.func.now())
-            .order_by(_J.id).limit(limit).with_for_update(skip_locked=True)
+            .order_by(_J.id)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
         )
         return [record(Job, r) for r in (await self._connection.execute(query)).mappings()]
 
@@ -226,7 +295,9 @@ class AttemptRepository:
         query = (
             sa.select(jobs)
             .where(_J.state.in_(IN_FLIGHT), _J.cancel_requested_at < sa.func.now() - grace)
-            .order_by(_J.id).limit(limit).with_for_update(skip_locked=True)
+            .order_by(_J.id)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
         )
         return [record(Job, r) for r in (await self._connection.execute(query)).mappings()]
 

@@ -39,7 +39,9 @@ class BuildRepository:
     async def add(self, **values: Any) -> Build:
         """Insert a queued build."""
         row = await self._one(
-            sa.insert(runner_builds).values(state=BuildState.QUEUED, **values).returning(runner_builds)
+            sa.insert(runner_builds)
+            .values(state=BuildState.QUEUED, **values)
+            .returning(runner_builds)
         )
         assert row is not None
         return row
@@ -50,7 +52,9 @@ class BuildRepository:
 
     async def of_runs(self, run_ids: Iterable[str]) -> Build | None:
         """The build that one of these Dagster runs executes, or executed."""
-        return await self._one(sa.select(runner_builds).where(_B.run_id.in_(list(run_ids))).limit(1))
+        return await self._one(
+            sa.select(runner_builds).where(_B.run_id.in_(list(run_ids))).limit(1)
+        )
 
     async def newest(self, model_id: str, version: str) -> Build | None:
         """The last build of a version."""
@@ -58,8 +62,12 @@ class BuildRepository:
         return await self._one(query.order_by(_B.id.desc()).limit(1))
 
     async def browse(
-        self, tenant: str | None, cursor: UUID | None, limit: int,
-        state: BuildState | None = None, model_id: str | None = None,
+        self,
+        tenant: str | None,
+        cursor: UUID | None,
+        limit: int,
+        state: BuildState | None = None,
+        model_id: str | None = None,
     ) -> list[Build]:
         """Newest first, of `tenant` unless that is None."""
         query = sa.select(runner_builds)
@@ -72,14 +80,17 @@ class BuildRepository:
     async def claim_launch(self, id: UUID) -> Build | None:
         """Claim the launch of a queued build; None when another launcher has it or it is not queued."""
         return await self._one(
-            sa.update(runner_builds).where(_B.id == id, _launchable())
-            .values(launch_claimed_at=sa.func.now()).returning(runner_builds)
+            sa.update(runner_builds)
+            .where(_B.id == id, _launchable())
+            .values(launch_claimed_at=sa.func.now())
+            .returning(runner_builds)
         )
 
     async def release_launch(self, id: UUID) -> None:
         """Give a claim back after a launch that failed, so that the sensor takes it."""
         await self._connection.execute(
-            sa.update(runner_builds).where(_B.id == id, _B.state == BuildState.QUEUED)
+            sa.update(runner_builds)
+            .where(_B.id == id, _B.state == BuildState.QUEUED)
             .values(launch_claimed_at=None)
         )
 
@@ -98,9 +109,13 @@ class BuildRepository:
             _B.run_id.in_([run_id, *earlier_runs]),
         )
         return await self._one(
-            sa.update(runner_builds).where(_B.id == id, sa.or_(_B.state == BuildState.QUEUED, mine))
-            .values(state=BuildState.BUILDING, run_id=run_id,
-                    started_at=sa.func.coalesce(_B.started_at, sa.func.now()))
+            sa.update(runner_builds)
+            .where(_B.id == id, sa.or_(_B.state == BuildState.QUEUED, mine))
+            .values(
+                state=BuildState.BUILDING,
+                run_id=run_id,
+                started_at=sa.func.coalesce(_B.started_at, sa.func.now()),
+            )
             .returning(runner_builds)
         )
 
@@ -113,8 +128,10 @@ class BuildRepository:
         if to in BUILD.terminal:
             values["finished_at"] = sa.func.now()
         return await self._one(
-            sa.update(runner_builds).where(_B.id == id, _B.state.in_(BUILD.before(to)))
-            .values(state=to, **values).returning(runner_builds)
+            sa.update(runner_builds)
+            .where(_B.id == id, _B.state.in_(BUILD.before(to)))
+            .values(state=to, **values)
+            .returning(runner_builds)
         )
 
     async def _one(self, statement: sa.Executable) -> Build | None:

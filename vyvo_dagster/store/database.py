@@ -3,11 +3,12 @@
 A transaction is opened by a request, an op or one turn of a loop; repositories never commit.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
@@ -65,14 +66,20 @@ class Database:
         url = async_dsn(dsn)
         connect = {"connect_timeout": 5}
         self.engine: AsyncEngine = (
-            create_async_engine(url, pool_size=pool_size, max_overflow=pool_size, pool_timeout=5,
-                                pool_pre_ping=False, connect_args=connect)
+            create_async_engine(
+                url,
+                pool_size=pool_size,
+                max_overflow=pool_size,
+                pool_timeout=5,
+                pool_pre_ping=False,
+                connect_args=connect,
+            )
             if pool_size
             else create_async_engine(url, poolclass=NullPool, connect_args=connect)
         )
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Store]:
+    async def transaction(self) -> AsyncGenerator[Store]:
         """One transaction: committed on leaving, rolled back on an error.
 
         Raises Unavailable where the server is away, so that a caller can be told to try again.
@@ -86,7 +93,7 @@ class Database:
             if error.connection_invalidated:
                 raise Unavailable("the database went away; try again shortly") from error
             raise
-        except sa.exc.TimeoutError as error:
+        except PoolTimeoutError as error:
             raise Unavailable("all database connections are busy; try again shortly") from error
 
     async def close(self) -> None:

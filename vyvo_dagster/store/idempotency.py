@@ -33,19 +33,29 @@ class IdempotencyRepository:
         """
         t = idempotency_keys
         await self._connection.execute(
-            sa.delete(t).where(t.c.tenant == tenant, t.c.key == key, t.c.created_at < sa.func.now() - KEPT)
+            sa.delete(t).where(
+                t.c.tenant == tenant, t.c.key == key, t.c.created_at < sa.func.now() - KEPT
+            )
         )
         inserted = await self._connection.execute(
             insert(t)
-            .values(tenant=tenant, key=key, route=route, request_sha256=request_sha256, answer=answer)
+            .values(
+                tenant=tenant, key=key, route=route, request_sha256=request_sha256, answer=answer
+            )
             .on_conflict_do_nothing()
             .returning(t.c.key)
         )
         if inserted.scalar() is not None:
             return None
         kept = (
-            await self._connection.execute(sa.select(t).where(t.c.tenant == tenant, t.c.key == key))
-        ).mappings().one()
+            (
+                await self._connection.execute(
+                    sa.select(t).where(t.c.tenant == tenant, t.c.key == key)
+                )
+            )
+            .mappings()
+            .one()
+        )
         if kept["route"] != route or bytes(kept["request_sha256"]) != request_sha256:
             raise Conflict("this Idempotency-Key was used for another request; send a new key")
         return dict(kept["answer"])
@@ -60,5 +70,7 @@ class IdempotencyRepository:
     async def purge(self) -> int:
         """Forget keys past their 24 hours; returns how many."""
         t = idempotency_keys
-        result = await self._connection.execute(sa.delete(t).where(t.c.created_at < sa.func.now() - KEPT))
+        result = await self._connection.execute(
+            sa.delete(t).where(t.c.created_at < sa.func.now() - KEPT)
+        )
         return result.rowcount

@@ -40,8 +40,12 @@ class JobRepository:
         return None if row is None else record(Job, row)
 
     async def browse(
-        self, tenant: str | None, cursor: UUID | None, limit: int,
-        state: JobState | None = None, model_id: str | None = None,
+        self,
+        tenant: str | None,
+        cursor: UUID | None,
+        limit: int,
+        state: JobState | None = None,
+        model_id: str | None = None,
     ) -> list[Job]:
         """Newest first, of `tenant` unless that is None."""
         query = sa.select(jobs)
@@ -53,7 +57,9 @@ class JobRepository:
 
     async def position(self, job: Job) -> int:
         """How many queued jobs of the model go before this one, plus one."""
-        more_urgent = [p for p in Priority if list(Priority).index(p) < list(Priority).index(job.priority)]
+        more_urgent = [
+            p for p in Priority if list(Priority).index(p) < list(Priority).index(job.priority)
+        ]
         query = sa.select(sa.func.count()).where(
             _J.state == JobState.QUEUED,
             _J.model_id == job.model_id,
@@ -68,8 +74,12 @@ class JobRepository:
         """Mean run time of the model's latest successes, None when it has none."""
         latest = (
             sa.select((_J.completed_at - _J.started_at).label("took"))
-            .where(_J.model_id == model_id, _J.state == JobState.SUCCEEDED, _J.started_at.is_not(None))
-            .order_by(_J.id.desc()).limit(sample).subquery()
+            .where(
+                _J.model_id == model_id, _J.state == JobState.SUCCEEDED, _J.started_at.is_not(None)
+            )
+            .order_by(_J.id.desc())
+            .limit(sample)
+            .subquery()
         )
         mean = sa.func.extract("epoch", sa.func.avg(latest.c.took))
         value = (await self._connection.execute(sa.select(mean))).scalar()
@@ -78,16 +88,22 @@ class JobRepository:
     async def cancel_queued(self, id: UUID) -> Job | None:
         """Cancel a job that waits; None when it does not wait."""
         return await self._one(
-            sa.update(jobs).where(_J.id == id, _J.state == JobState.QUEUED)
-            .values(state=JobState.CANCELED, completed_at=sa.func.now(), error_code="canceled",
-                    cancel_requested_at=sa.func.now())
+            sa.update(jobs)
+            .where(_J.id == id, _J.state == JobState.QUEUED)
+            .values(
+                state=JobState.CANCELED,
+                completed_at=sa.func.now(),
+                error_code="canceled",
+                cancel_requested_at=sa.func.now(),
+            )
             .returning(jobs)
         )
 
     async def request_cancel(self, id: UUID) -> Job | None:
         """Note that a job in flight is to be canceled; None when it is not in flight."""
         return await self._one(
-            sa.update(jobs).where(_J.id == id, _J.state.in_(IN_FLIGHT))
+            sa.update(jobs)
+            .where(_J.id == id, _J.state.in_(IN_FLIGHT))
             .values(cancel_requested_at=sa.func.coalesce(_J.cancel_requested_at, sa.func.now()))
             .returning(jobs)
         )
@@ -95,20 +111,30 @@ class JobRepository:
     async def set_priority(self, id: UUID, priority: Priority) -> Job | None:
         """Change the priority of a job that waits; None when it does not wait."""
         return await self._one(
-            sa.update(jobs).where(_J.id == id, _J.state == JobState.QUEUED)
-            .values(priority=priority).returning(jobs)
+            sa.update(jobs)
+            .where(_J.id == id, _J.state == JobState.QUEUED)
+            .values(priority=priority)
+            .returning(jobs)
         )
 
     async def expire(self, limit: int) -> list[Job]:
         """End jobs whose time in the queue is over; returns them."""
         due = (
-            sa.select(_J.id).where(_J.state == JobState.QUEUED, _J.expires_at < sa.func.now())
-            .order_by(_J.id).limit(limit).with_for_update(skip_locked=True)
+            sa.select(_J.id)
+            .where(_J.state == JobState.QUEUED, _J.expires_at < sa.func.now())
+            .order_by(_J.id)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
         )
         rows = await self._connection.execute(
-            sa.update(jobs).where(_J.id.in_(due), _J.state.in_(JOB.before(JobState.EXPIRED)))
-            .values(state=JobState.EXPIRED, completed_at=sa.func.now(), error_code="expired",
-                    error_message="no node took the job within its time in the queue")
+            sa.update(jobs)
+            .where(_J.id.in_(due), _J.state.in_(JOB.before(JobState.EXPIRED)))
+            .values(
+                state=JobState.EXPIRED,
+                completed_at=sa.func.now(),
+                error_code="expired",
+                error_message="no node took the job within its time in the queue",
+            )
             .returning(jobs)
         )
         return [record(Job, r) for r in rows.mappings()]
@@ -130,7 +156,8 @@ class JobRepository:
         age = sa.func.extract("epoch", sa.func.now() - sa.func.min(_J.created_at))
         query = (
             sa.select(_J.model_id, _J.priority, sa.func.count(), age)
-            .where(_J.state == JobState.QUEUED).group_by(_J.model_id, _J.priority)
+            .where(_J.state == JobState.QUEUED)
+            .group_by(_J.model_id, _J.priority)
         )
         return [
             (model, Priority(priority), int(count), float(oldest))

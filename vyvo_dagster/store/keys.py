@@ -7,6 +7,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.engine import RowMapping
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from vyvo_dagster.domain.scope import Scope
@@ -17,12 +18,18 @@ from vyvo_dagster.store.tables import api_keys, audit_log
 __all__ = ["KeyRepository"]
 
 
-def _key(row: Mapping[str, Any]) -> ApiKey:
+def _key(row: RowMapping) -> ApiKey:
     return ApiKey(
-        id=row["id"], prefix=row["prefix"], name=row["name"], tenant=row["tenant"],
-        scopes=frozenset(Scope(s) for s in row["scopes"]), node_id=row["node_id"],
-        created_at=row["created_at"], expires_at=row["expires_at"],
-        last_used_at=row["last_used_at"], revoked_at=row["revoked_at"],
+        id=row["id"],
+        prefix=row["prefix"],
+        name=row["name"],
+        tenant=row["tenant"],
+        scopes=frozenset(Scope(s) for s in row["scopes"]),
+        node_id=row["node_id"],
+        created_at=row["created_at"],
+        expires_at=row["expires_at"],
+        last_used_at=row["last_used_at"],
+        revoked_at=row["revoked_at"],
     )
 
 
@@ -33,13 +40,26 @@ class KeyRepository:
         self._connection = connection
 
     async def add(
-        self, *, id: UUID, prefix: str, secret_sha256: bytes, name: str, tenant: str,
-        scopes: Iterable[Scope], node_id: UUID | None = None, expires_at: datetime | None = None,
+        self,
+        *,
+        id: UUID,
+        prefix: str,
+        secret_sha256: bytes,
+        name: str,
+        tenant: str,
+        scopes: Iterable[Scope],
+        node_id: UUID | None = None,
+        expires_at: datetime | None = None,
     ) -> ApiKey:
         """Store a key; a key with the same prefix is replaced (the admin key ensured at start)."""
         values = {
-            "prefix": prefix, "secret_sha256": secret_sha256, "name": name, "tenant": tenant,
-            "scopes": sorted(str(s) for s in scopes), "node_id": node_id, "expires_at": expires_at,
+            "prefix": prefix,
+            "secret_sha256": secret_sha256,
+            "name": name,
+            "tenant": tenant,
+            "scopes": sorted(str(s) for s in scopes),
+            "node_id": node_id,
+            "expires_at": expires_at,
         }
         row = await self._connection.execute(
             insert(api_keys)
@@ -53,26 +73,31 @@ class KeyRepository:
         """The key of a prefix and the SHA-256 of its secret."""
         row = (
             (await self._connection.execute(sa.select(api_keys).where(api_keys.c.prefix == prefix)))
-            .mappings().first()
+            .mappings()
+            .first()
         )
         return None if row is None else (_key(row), bytes(row["secret_sha256"]))
 
     async def touch(self, prefixes: Iterable[str]) -> None:
         """Note that these keys were used now; called in batches, not on every request."""
         await self._connection.execute(
-            sa.update(api_keys).where(api_keys.c.prefix.in_(list(prefixes)))
+            sa.update(api_keys)
+            .where(api_keys.c.prefix.in_(list(prefixes)))
             .values(last_used_at=sa.func.now())
         )
 
     async def browse(self, cursor: UUID | None, limit: int) -> list[ApiKey]:
         """Keys that are no node's, newest first."""
-        query = page(sa.select(api_keys).where(api_keys.c.node_id.is_(None)), api_keys.c.id, cursor, limit)
+        query = page(
+            sa.select(api_keys).where(api_keys.c.node_id.is_(None)), api_keys.c.id, cursor, limit
+        )
         return [_key(r) for r in (await self._connection.execute(query)).mappings()]
 
     async def revoke(self, id: UUID) -> bool:
         """Revoke a key; False when there is none. Repeats change nothing."""
         result = await self._connection.execute(
-            sa.update(api_keys).where(api_keys.c.id == id)
+            sa.update(api_keys)
+            .where(api_keys.c.id == id)
             .values(revoked_at=sa.func.coalesce(api_keys.c.revoked_at, sa.func.now()))
         )
         return result.rowcount > 0
@@ -80,7 +105,8 @@ class KeyRepository:
     async def revoke_node(self, node_id: UUID) -> None:
         """Revoke all credentials of a node."""
         await self._connection.execute(
-            sa.update(api_keys).where(api_keys.c.node_id == node_id, api_keys.c.revoked_at.is_(None))
+            sa.update(api_keys)
+            .where(api_keys.c.node_id == node_id, api_keys.c.revoked_at.is_(None))
             .values(revoked_at=sa.func.now())
         )
 
@@ -88,19 +114,31 @@ class KeyRepository:
         """Details of the latest such actions, newest first."""
         t = audit_log.c
         query = (
-            sa.select(t.detail).where(t.action == action, t.subject == subject)
-            .order_by(t.id.desc()).limit(limit)
+            sa.select(t.detail)
+            .where(t.action == action, t.subject == subject)
+            .order_by(t.id.desc())
+            .limit(limit)
         )
         return list((await self._connection.execute(query)).scalars())
 
     async def audit(
-        self, *, id: UUID, tenant: str, key_prefix: str, action: str, subject: str,
+        self,
+        *,
+        id: UUID,
+        tenant: str,
+        key_prefix: str,
+        action: str,
+        subject: str,
         detail: Mapping[str, Any] | None = None,
     ) -> None:
         """Record an admin's action, in the same transaction as the action."""
         await self._connection.execute(
             sa.insert(audit_log).values(
-                id=id, tenant=tenant, key_prefix=key_prefix, action=action, subject=subject,
+                id=id,
+                tenant=tenant,
+                key_prefix=key_prefix,
+                action=action,
+                subject=subject,
                 detail=dict(detail or {}),
             )
         )

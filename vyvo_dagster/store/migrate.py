@@ -57,6 +57,8 @@ def revise(dsn: str, message: str, revision: str) -> None:
     engine = sa.create_engine(async_dsn(dsn))
     try:
         with engine.connect() as connection:
-            command.revision(_config(connection), message=message, rev_id=revision, autogenerate=True)
+            command.revision(
+                _config(connection), message=message, rev_id=revision, autogenerate=True
+            )
     finally:
         engine.dispose()

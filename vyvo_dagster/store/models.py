@@ -31,25 +31,36 @@ class ModelRepository:
     async def ensure(self, model_id: str, tenant: str, description: str = "") -> Model:
         """The model, made if it is new."""
         await self._connection.execute(
-            insert(models).values(model_id=model_id, tenant=tenant, description=description)
+            insert(models)
+            .values(model_id=model_id, tenant=tenant, description=description)
             .on_conflict_do_nothing()
         )
         found = await self.get(model_id)
         assert found is not None
         return found
 
-    async def get(self, model_id: str) -> Model | None:
-        """One model."""
+    async def get(self, model_id: str, *, lock: bool = False) -> Model | None:
+        """One model; locked, its other promotions wait for this transaction."""
         query = sa.select(models).where(models.c.model_id == model_id)
+        if lock:
+            query = query.with_for_update()
         row = (await self._connection.execute(query)).mappings().first()
         return None if row is None else record(Model, row)
 
     async def describe(self, model_id: str, description: str) -> Model | None:
         """Set a model's description."""
-        row = (await self._connection.execute(
-            sa.update(models).where(models.c.model_id == model_id)
-            .values(description=description).returning(models)
-        )).mappings().first()
+        row = (
+            (
+                await self._connection.execute(
+                    sa.update(models)
+                    .where(models.c.model_id == model_id)
+                    .values(description=description)
+                    .returning(models)
+                )
+            )
+            .mappings()
+            .first()
+        )
         return None if row is None else record(Model, row)
 
     async def browse(self, cursor: str | None, limit: int) -> list[Model]:
@@ -61,8 +72,9 @@ class ModelRepository:
 
     async def version(self, model_id: str, version: str) -> ModelVersion | None:
         """One version by its name."""
-        return await self._one(sa.select(model_versions).where(
-            _V.model_id == model_id, _V.version == version))
+        return await self._one(
+            sa.select(model_versions).where(_V.model_id == model_id, _V.version == version)
+        )
 
     async def version_by_id(self, id: UUID) -> ModelVersion | None:
         """One version by its id."""
@@ -88,8 +100,17 @@ class ModelRepository:
         return [record(ModelVersion, r) for r in (await self._connection.execute(query)).mappings()]
 
     async def start_building(
-        self, *, id: UUID, model_id: str, version: str, template: str, modality: Modality,
-        weights_uri: str | None, env: Mapping[str, str], resources: Mapping[str, int], build_id: UUID,
+        self,
+        *,
+        id: UUID,
+        model_id: str,
+        version: str,
+        template: str,
+        modality: Modality,
+        weights_uri: str | None,
+        env: Mapping[str, str],
+        resources: Mapping[str, int],
+        build_id: UUID,
     ) -> ModelVersion:
         """Make the version, or take a draft of it, and mark it as building.
 
@@ -97,14 +118,21 @@ class ModelRepository:
             VersionExists: it is built, being built, or retired.
         """
         values = {
-            "template": template, "modality": modality, "weights_uri": weights_uri, "env": dict(env),
-            "resources": dict(resources), "build_id": build_id, "state": VersionState.BUILDING,
+            "template": template,
+            "modality": modality,
+            "weights_uri": weights_uri,
+            "env": dict(env),
+            "resources": dict(resources),
+            "build_id": build_id,
+            "state": VersionState.BUILDING,
             "updated_at": sa.func.now(),
         }
         made = await self._one(
-            insert(model_versions).values(id=id, model_id=model_id, version=version, **values)
+            insert(model_versions)
+            .values(id=id, model_id=model_id, version=version, **values)
             .on_conflict_do_update(
-                index_elements=["model_id", "version"], set_=values,
+                index_elements=["model_id", "version"],
+                set_=values,
                 where=_V.state == VersionState.DRAFT,
             )
             .returning(model_versions)
@@ -116,23 +144,42 @@ class ModelRepository:
         return made
 
     async def create_draft(
-        self, *, id: UUID, model_id: str, version: str, template: str, modality: Modality,
+        self,
+        *,
+        id: UUID,
+        model_id: str,
+        version: str,
+        template: str,
+        modality: Modality,
         values: Mapping[str, Any],
     ) -> ModelVersion | None:
         """A version registered by hand; None when it exists."""
         return await self._one(
             insert(model_versions)
-            .values(id=id, model_id=model_id, version=version, template=template, modality=modality,
-                    state=VersionState.DRAFT, **values)
-            .on_conflict_do_nothing().returning(model_versions)
+            .values(
+                id=id,
+                model_id=model_id,
+                version=version,
+                template=template,
+                modality=modality,
+                state=VersionState.DRAFT,
+                **values,
+            )
+            .on_conflict_do_nothing()
+            .returning(model_versions)
         )
 
     async def set_weights(self, id: UUID, url: str, sha256: str, size_bytes: int) -> None:
         """Record the checksummed copy of a version's weights."""
         await self._connection.execute(
-            sa.update(model_versions).where(_V.id == id).values(
-                weights_url=url, weights_sha256=sha256, weights_size_bytes=size_bytes,
-                updated_at=sa.func.now())
+            sa.update(model_versions)
+            .where(_V.id == id)
+            .values(
+                weights_url=url,
+                weights_sha256=sha256,
+                weights_size_bytes=size_bytes,
+                updated_at=sa.func.now(),
+            )
         )
 
     async def update(
@@ -140,8 +187,10 @@ class ModelRepository:
     ) -> ModelVersion | None:
         """Update a version that is in one of `before`; None when it is in another state."""
         updated = await self._one(
-            sa.update(model_versions).where(_V.id == id, _V.state.in_(before))
-            .values(**values, updated_at=sa.func.now()).returning(model_versions)
+            sa.update(model_versions)
+            .where(_V.id == id, _V.state.in_(before))
+            .values(**values, updated_at=sa.func.now())
+            .returning(model_versions)
         )
         await notify(self._connection, REGISTRY_CHANNEL, str(id))
         return updated

@@ -36,7 +36,12 @@ class NodeRepository:
         self._connection = connection
 
     async def join(
-        self, *, id: UUID, name: str, boot_id: UUID, labels: Mapping[str, str],
+        self,
+        *,
+        id: UUID,
+        name: str,
+        boot_id: UUID,
+        labels: Mapping[str, str],
         capabilities: Mapping[str, Any],
     ) -> tuple[UUID, UUID | None]:
         """Insert or take over the node of that name, with a new boot.
@@ -49,17 +54,22 @@ class NodeRepository:
             )
         ).first()
         values = {
-            "state": NodeState.READY, "boot_id": boot_id, "labels": dict(labels),
+            "state": NodeState.READY,
+            "boot_id": boot_id,
+            "labels": dict(labels),
             "last_heartbeat_at": sa.func.now(),
         }
         found = await self._connection.execute(
-            insert(nodes).values(id=id, name=name, **values)
-            .on_conflict_do_update(index_elements=["name"], set_=values).returning(_N.id)
+            insert(nodes)
+            .values(id=id, name=name, **values)
+            .on_conflict_do_update(index_elements=["name"], set_=values)
+            .returning(_N.id)
         )
         node_id: UUID = found.scalar_one()
         caps = {"capabilities": dict(capabilities), "updated_at": sa.func.now()}
         await self._connection.execute(
-            insert(node_capabilities).values(node_id=node_id, **caps)
+            insert(node_capabilities)
+            .values(node_id=node_id, **caps)
             .on_conflict_do_update(index_elements=["node_id"], set_=caps)
         )
         await notify(self._connection, REGISTRY_CHANNEL, str(node_id))
@@ -72,15 +82,19 @@ class NodeRepository:
 
         Returns the state before and the node after it: a suspect node is ready again.
         """
-        before = (
-            sa.select(_N.id, _N.state).where(_N.id == id).with_for_update().cte("before")
-        )
+        before = sa.select(_N.id, _N.state).where(_N.id == id).with_for_update().cte("before")
         updated = (
             await self._connection.execute(
                 sa.update(nodes)
-                .where(_N.id == before.c.id, _N.boot_id == boot_id, before.c.state != NodeState.LOST)
-                .values(state=NodeState.READY, metrics=dict(metrics),
-                        last_heartbeat_at=sa.func.now(), clock_skew_seconds=clock_skew_seconds)
+                .where(
+                    _N.id == before.c.id, _N.boot_id == boot_id, before.c.state != NodeState.LOST
+                )
+                .values(
+                    state=NodeState.READY,
+                    metrics=dict(metrics),
+                    last_heartbeat_at=sa.func.now(),
+                    clock_skew_seconds=clock_skew_seconds,
+                )
                 .returning(before.c.state)
             )
         ).scalar()
@@ -97,7 +111,9 @@ class NodeRepository:
         row = (await self._connection.execute(_select().where(_N.id == id))).mappings().first()
         return None if row is None else record(Node, row)
 
-    async def browse(self, cursor: UUID | None, limit: int, state: NodeState | None = None) -> list[Node]:
+    async def browse(
+        self, cursor: UUID | None, limit: int, state: NodeState | None = None
+    ) -> list[Node]:
         """Newest first."""
         query = _select() if state is None else _select().where(_N.state == state)
         rows = await self._connection.execute(page(query, _N.id, cursor, limit))
@@ -116,12 +132,15 @@ class NodeRepository:
         await notify(self._connection, REGISTRY_CHANNEL, str(id))
         return result.rowcount > 0
 
-    async def silent(self, states: frozenset[NodeState], silence: timedelta, to: NodeState) -> list[UUID]:
+    async def silent(
+        self, states: frozenset[NodeState], silence: timedelta, to: NodeState
+    ) -> list[UUID]:
         """Move nodes not heard of for `silence`, by the server's clock; returns which."""
         rows = await self._connection.execute(
             sa.update(nodes)
             .where(_N.state.in_(states), _N.last_heartbeat_at < sa.func.now() - silence)
-            .values(state=to).returning(_N.id)
+            .values(state=to)
+            .returning(_N.id)
         )
         moved = list(rows.scalars())
         if moved:
@@ -135,11 +154,18 @@ class NodeRepository:
         return result.rowcount > 0
 
     async def add_event(
-        self, *, id: UUID, node_id: UUID, kind: NodeEventKind, detail: Mapping[str, Any] | None = None
+        self,
+        *,
+        id: UUID,
+        node_id: UUID,
+        kind: NodeEventKind,
+        detail: Mapping[str, Any] | None = None,
     ) -> None:
         """Add to a node's history."""
         await self._connection.execute(
-            sa.insert(node_events).values(id=id, node_id=node_id, kind=kind, detail=dict(detail or {}))
+            sa.insert(node_events).values(
+                id=id, node_id=node_id, kind=kind, detail=dict(detail or {})
+            )
         )
 
     async def events(self, node_id: UUID, cursor: UUID | None, limit: int) -> list[NodeEvent]:

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 
 import psycopg
 import sqlalchemy as sa
+from psycopg import sql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 __all__ = ["REGISTRY_CHANNEL", "listen", "notify"]
@@ -26,7 +27,7 @@ async def listen(dsn: str, *channels: str) -> AsyncIterator[tuple[str, str] | No
     connection = await psycopg.AsyncConnection.connect(dsn, autocommit=True, connect_timeout=5)
     async with connection:
         for channel in channels:
-            await connection.execute(psycopg.sql.SQL("listen {}").format(psycopg.sql.Identifier(channel)))
+            await connection.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
         yield None
         async for notice in connection.notifies():
             yield notice.channel, notice.payload

@@ -36,7 +36,10 @@ class OutboxRepository:
         stream's write and the commit writes an entry twice; readers claim by row and do not mind.
         """
         oldest = (
-            sa.select(outbox.c.id).order_by(outbox.c.id).limit(limit).with_for_update(skip_locked=True)
+            sa.select(outbox.c.id)
+            .order_by(outbox.c.id)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
         )
         rows = await self._connection.execute(
             sa.delete(outbox).where(outbox.c.id.in_(oldest)).returning(outbox)

@@ -28,7 +28,7 @@ def _converters(cls: type[Any]) -> dict[str, Callable[[Any], Any] | None]:
     return found
 
 
-def record(cls: type[T], row: Mapping[str, Any]) -> T:
+def record(cls: type[T], row: Mapping[Any, Any]) -> T:
     """The record of one row; columns that the record does not name are left out."""
     return cls(
         **{
@@ -44,7 +44,9 @@ def columns_of(cls: type[Any], table: sa.Table) -> list[sa.Column[Any]]:
     return [column for column in table.c if column.name in names]
 
 
-def page(statement: sa.Select[Any], key: sa.ColumnElement[Any], cursor: UUID | None, limit: int) -> sa.Select[Any]:
+def page(
+    statement: sa.Select[Any], key: sa.ColumnElement[Any], cursor: UUID | None, limit: int
+) -> sa.Select[Any]:
     """Newest first, after `cursor`; one row more than `limit` tells whether there is a next page.
 
     UUIDv7 sorts by time, so the id alone is the cursor and no offset is counted.

@@ -142,7 +142,9 @@ nodes = sa.Table(
     sa.Column("cordoned", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("draining", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("labels", JSONB, nullable=False, server_default="{}"),
-    sa.Column("metrics", JSONB, nullable=False, server_default="{}", comment="Of the last heartbeat."),
+    sa.Column(
+        "metrics", JSONB, nullable=False, server_default="{}", comment="Of the last heartbeat."
+    ),
     sa.Column("last_heartbeat_at", _TIME, nullable=False),
     sa.Column("clock_skew_seconds", sa.Double, nullable=False, server_default="0"),
     _now(),
@@ -205,7 +207,9 @@ jobs = sa.Table(
     sa.Column("output", JSONB),
     sa.Column("error_code", sa.Text),
     sa.Column("error_message", sa.Text),
-    sa.Column("attempt", sa.Integer, nullable=False, server_default="0", comment="The fencing token."),
+    sa.Column(
+        "attempt", sa.Integer, nullable=False, server_default="0", comment="The fencing token."
+    ),
     sa.Column("handed_back", sa.Integer, nullable=False, server_default="0"),
     sa.Column("max_attempts", sa.Integer, nullable=False),
     sa.Column("node_id", _UUID),
@@ -224,7 +228,11 @@ jobs = sa.Table(
     _one_of("priority", Priority),
     sa.Index(None, "tenant", "id"),
     sa.Index(
-        "jobs_queued_idx", "model_id", "priority", "id", postgresql_where=sa.text("state = 'queued'")
+        "jobs_queued_idx",
+        "model_id",
+        "priority",
+        "id",
+        postgresql_where=sa.text("state = 'queued'"),
     ),
     sa.Index(
         "jobs_in_flight_idx",

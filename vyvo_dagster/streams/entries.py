@@ -8,7 +8,15 @@ from redis.exceptions import ResponseError
 
 from vyvo_dagster.streams.client import AsyncRedis
 
-__all__ = ["Entry", "acknowledge", "add_many", "ensure_groups", "entries_of", "read_new", "take_over"]
+__all__ = [
+    "Entry",
+    "acknowledge",
+    "add_many",
+    "ensure_groups",
+    "entries_of",
+    "read_new",
+    "take_over",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +32,7 @@ async def add_many(redis: AsyncRedis, entries: Sequence[tuple[str, Mapping[str, 
     """XADD entries in order, in one round trip."""
     async with redis.pipeline(transaction=False) as pipe:
         for stream, fields in entries:
-            pipe.xadd(stream, dict(fields))
+            pipe.xadd(stream, {**fields})
         await pipe.execute()
 
 

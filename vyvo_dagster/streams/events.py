@@ -7,7 +7,7 @@ id, so that one reader of that stream serves the live part of every client.
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
@@ -18,7 +18,16 @@ from vyvo_dagster.streams import keys
 from vyvo_dagster.streams.client import AsyncRedis
 from vyvo_dagster.streams.entries import entries_of
 
-__all__ = ["REPLAY", "Event", "EventHub", "Subscription", "newer", "publish", "publish_many", "replay"]
+__all__ = [
+    "REPLAY",
+    "Event",
+    "EventHub",
+    "Subscription",
+    "newer",
+    "publish",
+    "publish_many",
+    "replay",
+]
 
 REPLAY: Final = 1024
 """Events of a job that can be replayed."""
@@ -70,15 +79,23 @@ async def publish_many(
     async with redis.pipeline(transaction=False) as pipe:
         for job_id, kind, data in events:
             pipe.eval(
-                _PUBLISH, 2, keys.job_events(job_id), keys.ALL_EVENTS,
-                kind, json.dumps(data, separators=(",", ":")), job_id, REPLAY, _ALL_KEPT, _TTL_MS,
+                _PUBLISH,
+                2,
+                keys.job_events(job_id),
+                keys.ALL_EVENTS,
+                kind,
+                json.dumps(data, separators=(",", ":")),
+                job_id,
+                REPLAY,
+                _ALL_KEPT,
+                _TTL_MS,
             )
         return [str(id_) for id_ in await pipe.execute()]
 
 
 async def replay(redis: AsyncRedis, job_id: UUID | str, after: str = "0-0") -> list[Event]:
     """The kept events of a job after id `after`, oldest first."""
-    found = await redis.xrange(keys.job_events(job_id), min=f"({after}", count=REPLAY)
+    found: Any = await redis.xrange(keys.job_events(job_id), min=f"({after}", count=REPLAY)
     return [Event(str(job_id), id_, f["kind"], json.loads(f["data"])) for id_, f in found]
 
 
@@ -98,10 +115,10 @@ class Subscription:
         except asyncio.QueueFull:
             self.overrun = True
 
-    async def next(self, timeout: float) -> Event | None:
-        """The next event, or None after `timeout` seconds."""
+    async def next(self, seconds: float) -> Event | None:
+        """The next event, or None after `seconds`."""
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(seconds):
                 return await self._queue.get()
         except TimeoutError:
             return None
@@ -120,7 +137,7 @@ class EventHub:
         return sum(len(s) for s in self._by_topic.values())
 
     @contextlib.contextmanager
-    def subscribe(self, topic: UUID | str | None) -> Any:
+    def subscribe(self, topic: UUID | str | None) -> Generator[Subscription]:
         """A Subscription for as long as the block runs. Subscribe first, replay after."""
         key = None if topic is None else str(topic)
         subscription = Subscription(key)
@@ -133,7 +150,9 @@ class EventHub:
             if not members:
                 del self._by_topic[key]
 
-    async def follow(self, job_id: UUID | str, after: str, idle: float) -> AsyncIterator[Event | None]:
+    async def follow(
+        self, job_id: UUID | str, after: str, idle: float
+    ) -> AsyncIterator[Event | None]:
         """Events of a job after id `after`: the kept ones, then live; None after `idle` silent seconds.
 
         Each event is given once and in order. The caller ends the iteration.
@@ -176,7 +195,7 @@ class EventHub:
 
     async def _tip(self) -> str:
         """Id of the newest entry: reading on from it misses nothing that comes between two reads."""
-        newest = await self._redis.xrevrange(keys.ALL_EVENTS, count=1)
+        newest: Any = await self._redis.xrevrange(keys.ALL_EVENTS, count=1)
         return newest[0][0] if newest else "0-0"
 
     def _hand_over(self, fields: Mapping[str, str]) -> None:
@@ -186,4 +205,3 @@ class EventHub:
         event = Event(topic, fields["id"], fields["kind"], json.loads(fields["data"]))
         for subscription in (*self._by_topic.get(topic, ()), *self._by_topic.get(None, ())):
             subscription.offer(event)
-

@@ -20,6 +20,7 @@ __all__ = [
     "job_events",
     "jobs",
     "node",
+    "run_lease",
 ]
 
 GROUP_ORCHESTRATOR: Final = "orchestrator"
@@ -54,3 +55,8 @@ def job_events(job_id: UUID | str) -> str:
 def build_log(build_id: UUID | str) -> str:
     """Log lines of a build under way; fields: n, t, step, text, and on the last entry end."""
     return f"vyvo:build-log:{build_id}"
+
+
+def run_lease(run_id: str) -> str:
+    """Where a Dagster run is: `queued` in Celery, or `running`, renewed; missing means lost."""
+    return f"vyvo:run:{run_id}"

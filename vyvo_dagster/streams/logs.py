@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 from vyvo_dagster.streams import keys
@@ -24,14 +25,17 @@ class LogLine:
 
 def _line(fields: dict[str, str]) -> LogLine:
     return LogLine(
-        n=int(fields.get("n", 0)), t=float(fields.get("t", 0)), step=fields.get("step", ""),
-        text=fields.get("text", ""), end=fields.get("end"),
+        n=int(fields.get("n", 0)),
+        t=float(fields.get("t", 0)),
+        step=fields.get("step", ""),
+        text=fields.get("text", ""),
+        end=fields.get("end"),
     )
 
 
 async def lines(redis: AsyncRedis, build_id: UUID | str, after: int, limit: int) -> list[LogLine]:
     """Up to `limit` lines after line number `after`. The sink numbers its entries `<n>-0`."""
-    found = await redis.xrange(keys.build_log(build_id), min=f"({after}-0", count=limit)
+    found: Any = await redis.xrange(keys.build_log(build_id), min=f"({after}-0", count=limit)
     return [_line(fields) for _, fields in found]
 
 

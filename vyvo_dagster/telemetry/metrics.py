@@ -28,33 +28,62 @@ __all__ = [
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
 # Jobs take from milliseconds (a small model) to many minutes (video).
-_JOB_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
+_JOB_SECONDS = (
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1,
+    2.5,
+    5,
+    10,
+    30,
+    60,
+    120,
+    300,
+    600,
+    1800,
+)
 _BUILD_SECONDS = (1, 2.5, 5, 10, 20, 40, 60, 120, 300, 600, 1200, 3600)
 
-QUEUE_DEPTH: Final = Gauge(
-    "vyvo_queue_depth", "Jobs that wait.", ["model", "priority"])
+QUEUE_DEPTH: Final = Gauge("vyvo_queue_depth", "Jobs that wait.", ["model", "priority"])
 QUEUE_OLDEST: Final = Gauge(
-    "vyvo_queue_oldest_seconds", "Age of the oldest job that waits.", ["model", "priority"])
+    "vyvo_queue_oldest_seconds", "Age of the oldest job that waits.", ["model", "priority"]
+)
 JOB_LATENCY: Final = Histogram(
-    "vyvo_job_latency_seconds", "Time of a job's phases: queue, run, total.", ["model", "phase"],
-    buckets=_JOB_SECONDS)
+    "vyvo_job_latency_seconds",
+    "Time of a job's phases: queue, run, total.",
+    ["model", "phase"],
+    buckets=_JOB_SECONDS,
+)
 JOBS: Final = Counter("vyvo_jobs_total", "Jobs that ended.", ["model", "status"])
 NODE_CAPACITY: Final = Gauge(
-    "vyvo_node_capacity", "What a node has: cpus, memory_bytes, gpus, slots.", ["node", "kind"])
+    "vyvo_node_capacity", "What a node has: cpus, memory_bytes, gpus, slots.", ["node", "kind"]
+)
 NODE_UP: Final = Gauge("vyvo_node_up", "1 while a node is ready.", ["node"])
-GPU_MEMORY: Final = Gauge(
-    "vyvo_gpu_memory_bytes", "GPU memory in use.", ["node", "gpu"])
+GPU_MEMORY: Final = Gauge("vyvo_gpu_memory_bytes", "GPU memory in use.", ["node", "gpu"])
 GPU_UTILIZATION: Final = Gauge(
-    "vyvo_gpu_utilization_ratio", "GPU utilisation, 0 to 1.", ["node", "gpu"])
+    "vyvo_gpu_utilization_ratio", "GPU utilisation, 0 to 1.", ["node", "gpu"]
+)
 BUILD_DURATION: Final = Histogram(
-    "vyvo_build_duration_seconds", "Time of a build from start to end.",
-    ["template", "backend", "status"], buckets=_BUILD_SECONDS)
+    "vyvo_build_duration_seconds",
+    "Time of a build from start to end.",
+    ["template", "backend", "status"],
+    buckets=_BUILD_SECONDS,
+)
 SSE_CLIENTS: Final = Gauge("vyvo_sse_clients", "Open event streams.", ["route"])
 OUTBOX_LAG: Final = Gauge(
-    "vyvo_outbox_lag_seconds", "Age of the oldest stream entry still to be written.")
+    "vyvo_outbox_lag_seconds", "Age of the oldest stream entry still to be written."
+)
 HTTP_REQUESTS: Final = Histogram(
-    "vyvo_http_request_seconds", "Time until an answer begins.", ["method", "route", "status"],
-    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5))
+    "vyvo_http_request_seconds",
+    "Time until an answer begins.",
+    ["method", "route", "status"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
+)
 
 
 def exposition() -> bytes:

@@ -136,6 +136,17 @@ def test_closing_twice_adds_no_second_end(place: Place) -> None:
     assert [line.get("end") for line in place.streamed()] == [None, "failed"]
 
 
+def test_what_comes_after_the_end_is_dropped(place: Place) -> None:
+    first = place.open()
+    first.line("a", "one")
+    first.close(BuildState.FAILED)
+    late = place.open()
+    late.line("run", "too late")
+    url = late.close(BuildState.FAILED)
+    assert [row["text"] for row in place.stored(url)] == ["one"]
+    assert [line.get("end") for line in place.streamed()] == [None, "failed"]
+
+
 def test_secrets_are_masked_everywhere(place: Place) -> None:
     log = place.open(secrets=("hunter", "hunter22", "", "ab"))
     log.line("env", "TOKEN=hunter22 and hunter; ab stays\nsecond hunter22")

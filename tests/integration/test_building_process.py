@@ -23,6 +23,16 @@ if pid: print("child", pid, flush=True)
 time.sleep(100)
 """
 
+# A build worker whose command writes its pid and then takes long.
+WORKER = """
+import sys, threading
+from vyvo_dagster.building.process import run_logged
+class Log:
+    def line(self, step, text): pass
+code = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(100)"
+argv = [sys.executable, "-c", code, sys.argv[1]]
+run_logged(argv, step="s", log=Log(), cancel=threading.Event(), timeout=100)
+"""
 # Takes the lock and is killed while it has it.
 HOLDER = """
 import os, pathlib, signal, sys
@@ -117,6 +127,20 @@ def test_a_stopped_command_takes_its_children_along(by: str) -> None:
     child = int(log.lines[0][1].split()[1])
     deadline = time.monotonic() + 2.0
     while _alive(child):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_killed_worker_leaves_no_command_running(tmp_path: Path) -> None:
+    worker = subprocess.Popen([sys.executable, "-c", WORKER, str(tmp_path / "pid")])
+    deadline = time.monotonic() + 20.0
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    worker.kill()
+    worker.wait(timeout=5)
+    command = int((tmp_path / "pid").read_text())
+    while _alive(command):
         assert time.monotonic() < deadline
         time.sleep(0.05)
 

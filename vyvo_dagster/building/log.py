@@ -58,6 +58,9 @@ class LogSink(Protocol):
 class BuildLog:
     """LogSink over a spool file, a Redis stream and the object store. Threads may share one.
 
+    Lines after the end are dropped, those of a sink that is opened after it too: nobody follows
+    any more, and the stored log must be what followers saw.
+
     Args:
         build_id: names the object.
         spool: file on the build host.
@@ -90,6 +93,7 @@ class BuildLog:
         self._stopping = self._cut = self._closed = False
         spool.parent.mkdir(parents=True, exist_ok=True)
         self._pending: list[dict[str, str]] = []
+        self._ended = False
         self._lines, self._bytes = self._restore()
         self._file = spool.open("a", encoding="utf-8")
         self._flusher = threading.Thread(target=self._run, name=f"log-{build_id}", daemon=True)
@@ -105,7 +109,7 @@ class BuildLog:
         for secret in self._secrets:
             text = text.replace(secret, _MASK)
         with self._wake:
-            if self._closed:
+            if self._closed or self._ended:
                 return
             for part in text.splitlines() or [""]:
                 for piece in _pieces(part):
@@ -150,7 +154,9 @@ class BuildLog:
             if self._pending:
                 self._send(self._pending)
                 self._pending = []
-            self._send([end])
+            if not self._ended:
+                self._send([end])
+                self._ended = True
             self._redis.expire(self._key, _CLOSED_TTL)
         except redis.RedisError as error:
             raise Unavailable(
@@ -257,7 +263,11 @@ class BuildLog:
     def _streamed(self) -> int:
         """Number of the stream's last line; 0 for a stream that is empty or gone."""
         last = cast("list[Any]", self._redis.xrevrange(self._key, count=1))
-        return int(_text(last[0][0]).partition("-")[0]) if last else 0
+        if not last:
+            return 0
+        entry_id, fields = last[0]
+        self._ended = any(_text(name) == "end" for name in cast("dict[Any, Any]", fields))
+        return int(_text(entry_id).partition("-")[0])
 
 
 def _entry(row: dict[str, Any]) -> dict[str, str]:

@@ -2,8 +2,10 @@
 
 import os
 import queue
+import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections import deque
@@ -15,8 +17,15 @@ from typing import IO
 from vyvo_dagster.building.types import BuildCanceled, Log
 from vyvo_dagster.errors import BuildFailed
 
-__all__ = ["run_logged", "stop_group"]
+__all__ = ["dying_with_us", "run_logged", "stop_group"]
 
+# PR_SET_PDEATHSIG (1): a build worker that is killed leaves nothing running. Set by a launcher
+# after the fork, because Python code between fork and exec can dead-lock a threaded worker. It
+# fires when the thread that forked ends, so that thread must be the one that waits.
+_LAUNCHER = (
+    "import ctypes,os,sys;ctypes.CDLL(None).prctl(1,int(sys.argv[2]));"
+    "os.getppid()==int(sys.argv[1]) or os._exit(1);os.execvp(sys.argv[3],sys.argv[3:])"
+)
 _POLL_SECONDS = 0.25
 _SILENT_POLLS = 2
 _GRACE_SECONDS = 3.0
@@ -56,20 +65,18 @@ def run_logged(
         BuildFailed: the command is missing, ran too long, or exited non-zero; the detail holds
             its last lines.
     """
-    try:
-        process = subprocess.Popen(
-            list(argv),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **(env or {})},
-            cwd=cwd,
-            start_new_session=True,
-        )
-    except FileNotFoundError as error:
-        raise BuildFailed(
-            f"{step}: the command {argv[0]} is not installed on the build host"
-        ) from error
+    if shutil.which(argv[0]) is None:
+        raise BuildFailed(f"{step}: the command {argv[0]} is not installed on the build host")
+    process = subprocess.Popen(
+        # Politely, so that docker can tell the engine and its plugin.
+        dying_with_us(argv, signal.SIGTERM),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, **(env or {})},
+        cwd=cwd,
+        start_new_session=True,
+    )
     tail: deque[str] = deque(maxlen=_TAIL_LINES)
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     reader = threading.Thread(target=_read, args=(process.stdout, lines), daemon=True)
@@ -116,6 +123,12 @@ def _until_end(
         if line is None:
             return
         yield line
+
+
+def dying_with_us(argv: Sequence[str], by: signal.Signals) -> list[str]:
+    """A command that runs `argv` and gets the signal `by` when this thread or process ends."""
+    launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), str(int(by))]
+    return [*launcher, *argv]
 
 
 def stop_group(process: "subprocess.Popen[bytes]", grace: float = _GRACE_SECONDS) -> None:

@@ -2,24 +2,18 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, cast
 
-from vyvo_dagster.building.process import stop_group
+from vyvo_dagster.building.process import dying_with_us, stop_group
 
 __all__ = ["ProcessRunner", "run_process"]
 
-# PR_SET_PDEATHSIG (1) = SIGKILL: a build worker that is killed leaves no runner. Set by a launcher
-# after the fork, because Python code between fork and exec can dead-lock a threaded worker.
-_LAUNCHER: Final = (
-    "import ctypes,os,sys;ctypes.CDLL(None).prctl(1,9);"
-    "os.getppid()==int(sys.argv[1]) or os._exit(1);os.execv(sys.argv[2],sys.argv[2:])"
-)
 _TAIL_BYTES: Final = 8192
 
 
@@ -65,7 +59,7 @@ def run_process(folder: Path, env: Mapping[str, str], log_file: Path) -> Generat
     }
     with log_file.open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *command],
+            dying_with_us(command, signal.SIGKILL),
             cwd=folder / spec["cwd"],
             env=environment,
             stdin=subprocess.DEVNULL,

@@ -10,6 +10,7 @@ A build whose template, SDK, Python and platform were seen before touches no net
 """
 
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -188,6 +189,10 @@ def _fetch(
     digest = sha256_of(lock)
 
     def make(out: Path) -> None:
+        if importlib.util.find_spec("pip") is None:
+            raise BuildFailed(
+                "wheels: pip is not installed beside vyvo-dagster: uv pip install pip"
+            )
         context.log.line("wheels", "fetching the locked wheels")
         asked = out / "requirements.in"
         asked.write_text("\n".join([*indexes, lock.read_text()]))

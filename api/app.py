@@ -1,0 +1,61 @@
+"""The application: routes, errors, limits, and what lives as long as it."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Final
+
+from fastapi import FastAPI
+
+from api import health
+from api.artifacts import endpoints as artifacts
+from api.builds import endpoints as builds
+from api.context import open_context
+from api.errors import add_handlers
+from api.events import endpoints as events
+from api.jobs import endpoints as jobs
+from api.keys import endpoints as keys
+from api.limits import BodyLimit
+from api.models import endpoints as models
+from api.nodes import endpoints as nodes
+from api.openapi import add_openapi
+from api.timing import Timing
+from vyvo_dagster.settings import S3Settings, Settings
+
+__all__ = ["create_app"]
+
+_DESCRIPTION: Final = """\
+Build runner images, register models, place them on GPU nodes, queue jobs and follow them.
+
+Send `Authorization: Bearer <key>` or `X-API-Key: <key>`. Errors are problem documents (RFC 9457)
+with a stable `code`. Lists are newest first, paged by `cursor` and `limit`. Writes take an
+`Idempotency-Key`, kept for 24 hours. Times are ISO 8601, UTC.
+"""
+
+
+def create_app(settings: Settings, s3: S3Settings | None = None) -> FastAPI:
+    """The application; its servers are reached once its lifespan begins.
+
+    Args:
+        s3: the object store; unset reads `VYVO_S3_*` from the environment.
+    """
+    store = S3Settings() if s3 is None else s3  # pyright: ignore[reportCallIssue]
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
+        async with open_context(settings, store) as context:
+            app.state.context = context
+            yield
+
+    app = FastAPI(
+        title="vyvo-dagster", version=version("vyvo-dagster"), description=_DESCRIPTION,
+        lifespan=lifespan, redirect_slashes=False,
+    )  # fmt: skip
+    routers = [n.router for n in (builds, models, nodes, jobs, artifacts, keys, events, health)]
+    for router in routers:
+        app.include_router(router)
+    add_handlers(app)
+    add_openapi(app, routers)
+    app.add_middleware(BodyLimit)
+    app.add_middleware(Timing)
+    return app

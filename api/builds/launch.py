@@ -1,0 +1,137 @@
+"""The direct launch of a build: one GraphQL request to the Dagster webserver.
+
+The row is the trigger: this process claims it first, and whoever has the claim launches. Where
+Dagster is away the claim is given back, and the `build_queue` sensor takes the build.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Any, Final
+from uuid import UUID
+
+import httpx
+
+from vyvo_dagster.domain.build import partition_key
+from vyvo_dagster.errors import Unavailable
+from vyvo_dagster.store.database import Database
+
+__all__ = ["Launcher"]
+
+log = logging.getLogger(__name__)
+
+_JOB: Final = "build_runner"
+_REPOSITORY: Final = {"repositoryName": "__repository__", "repositoryLocationName": "vyvo"}
+_LAUNCH: Final = """
+mutation LaunchBuild($partition: String!, $repository: RepositorySelector!, $params: ExecutionParams!) {
+  addDynamicPartition(
+    partitionsDefName: "model_versions", partitionKey: $partition, repositorySelector: $repository
+  ) {
+    __typename
+    ... on PythonError { message }
+    ... on UnauthorizedError { message }
+  }
+  launchRun(executionParams: $params) {
+    __typename
+    ... on LaunchRunSuccess { run { runId } }
+    ... on PipelineNotFoundError { message }
+    ... on RunConfigValidationInvalid { errors { message } }
+    ... on UnauthorizedError { message }
+    ... on PythonError { message }
+  }
+}
+"""
+_TERMINATE: Final = """
+mutation TerminateBuild($id: String!) {
+  terminateRun(runId: $id) { __typename ... on PythonError { message } }
+}
+"""
+_WARM: Final = "{ version }"
+_LONGEST_WARM_UP_PAUSE: Final = 10.0
+
+
+class Launcher:
+    """Launches and terminates the runs of builds.
+
+    Args:
+        url: of the Dagster webserver; None leaves every launch to the sensor.
+        http: a client that keeps its connections.
+    """
+
+    def __init__(self, url: str | None, http: httpx.AsyncClient, database: Database) -> None:
+        self._url = None if url is None else f"{url.rstrip('/')}/graphql"
+        self._http = http
+        self._database = database
+
+    async def warm(self) -> None:
+        """Ask until Dagster answers once, so that the first build does not pay for the connection."""
+        pause = 1.0
+        while self._url is not None:
+            try:
+                await self._ask(_WARM, {})
+                return
+            except Unavailable:
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, _LONGEST_WARM_UP_PAUSE)
+
+    async def launch(self, build_id: UUID) -> None:
+        """Launch a queued build's run, unless another launcher has claimed it."""
+        if self._url is None:
+            return
+        async with self._database.transaction() as store:
+            build = await store.builds.claim_launch(build_id)
+        if build is None:
+            return
+        try:
+            run_id = await self._launch(build_id, partition_key(build.model_id, build.version))
+        except Unavailable as error:
+            log.warning("build %s is left to the sensor: %s", build_id, error)
+            async with self._database.transaction() as store:
+                await store.builds.release_launch(build_id)
+        else:
+            log.info("build %s is run %s", build_id, run_id)
+
+    async def terminate(self, run_id: str) -> None:
+        """Ask for a run's termination; one that has ended is no error. The run watches its row too."""
+        if self._url is None:
+            return
+        try:
+            await self._ask(_TERMINATE, {"id": run_id})
+        except Unavailable as error:
+            log.warning("run %s was not terminated: %s", run_id, error)
+
+    async def _launch(self, build_id: UUID, partition: str) -> str:
+        tags = {"dagster/partition": partition, "vyvo/build_id": str(build_id)}
+        params = {
+            "selector": {"jobName": _JOB, **_REPOSITORY},
+            "runConfigData": {},
+            "executionMetadata": {"tags": [{"key": k, "value": v} for k, v in tags.items()]},
+        }
+        variables = {"partition": partition, "repository": _REPOSITORY, "params": params}
+        data = await self._ask(_LAUNCH, variables)
+        added, launched = data["addDynamicPartition"], data["launchRun"]
+        if added["__typename"] not in {
+            "AddDynamicPartitionSuccess", "DuplicateDynamicPartitionError"
+        }:  # fmt: skip
+            raise Unavailable(f"Dagster did not add the partition: {_why(added)}")
+        if launched["__typename"] != "LaunchRunSuccess":
+            raise Unavailable(f"Dagster did not launch the run: {_why(launched)}")
+        return str(launched["run"]["runId"])
+
+    async def _ask(self, query: str, variables: Mapping[str, Any]) -> dict[str, Any]:
+        assert self._url is not None
+        try:
+            answer = await self._http.post(self._url, json={"query": query, "variables": variables})
+            answer.raise_for_status()
+            body: Any = answer.json()
+        except (httpx.HTTPError, ValueError) as error:
+            raise Unavailable(f"Dagster at {self._url} does not answer ({type(error).__name__})") from error
+        if body.get("errors"):
+            raise Unavailable(f"Dagster refused the request: {body['errors'][0].get('message')}")
+        data: dict[str, Any] = body["data"]
+        return data
+
+
+def _why(answer: Mapping[str, Any]) -> str:
+    errors = answer.get("errors") or [{}]
+    return str(answer.get("message") or errors[0].get("message") or answer["__typename"])

@@ -1,0 +1,151 @@
+"""What all requests share, and who owns it: opened when the api starts, closed when it stops."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Final
+
+import httpx
+from fastapi import Depends, Request
+
+from api.announcer import Announcer
+from api.authenticator import Authenticator
+from api.builds.launch import Launcher
+from api.jobs.schema_check import InputSchemas
+from vyvo_dagster.dispatch.relay import Relay
+from vyvo_dagster.errors import Unavailable
+from vyvo_dagster.objects import ObjectStore
+from vyvo_dagster.settings import S3Settings, Settings
+from vyvo_dagster.store.database import Database
+from vyvo_dagster.streams.client import AsyncRedis, connect
+from vyvo_dagster.streams.events import EventHub
+
+__all__ = ["Context", "Ctx", "open_context"]
+
+log = logging.getLogger(__name__)
+
+_START_SECONDS: Final = 30.0
+_NOTE_USE_SECONDS: Final = 30.0
+# A follower of a build's log blocks one connection for as long as it follows.
+_FOLLOWERS: Final = 512
+
+
+@dataclass(slots=True)
+class Context:
+    """The servers, caches and loops behind the routes."""
+
+    settings: Settings
+    s3: S3Settings
+    database: Database
+    redis: AsyncRedis
+    log_redis: AsyncRedis
+    objects: ObjectStore
+    relay: Relay
+    hub: EventHub
+    announcer: Announcer
+    authenticator: Authenticator
+    launcher: Launcher
+    input_schemas: InputSchemas
+    stopping: asyncio.Event
+    """Set when the process stops: event streams end."""
+    _group: asyncio.TaskGroup
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set[asyncio.Task[None]])
+
+    def spawn(self, name: str, work: Coroutine[Any, Any, object]) -> None:
+        """Run `work` beside the requests; an error of it is logged and ends nothing else."""
+
+        async def guarded() -> None:
+            try:
+                await work
+            except Exception:
+                log.exception("background task %s failed", name)
+
+        task = self._group.create_task(guarded(), name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def loop(self, name: str, run: Callable[[], Awaitable[object]]) -> None:
+        """Run a loop until the api stops; one that fails is logged and started again."""
+
+        async def forever() -> None:
+            while True:
+                try:
+                    await run()
+                except Exception:
+                    log.exception("%s failed; starting it again", name)
+                await asyncio.sleep(1.0)
+
+        self.spawn(name, forever())
+
+    def cancel_tasks(self) -> None:
+        """Cancel everything that was spawned."""
+        self.stopping.set()
+        for task in self._tasks:
+            task.cancel()
+
+
+async def get_context(request: Request) -> Context:
+    """The context of this application."""
+    context: Context = request.app.state.context
+    return context
+
+
+Ctx = Annotated[Context, Depends(get_context)]
+
+
+@asynccontextmanager
+async def open_context(settings: Settings, s3: S3Settings) -> AsyncGenerator[Context]:
+    """Open all, start the loops, and close all in the reverse order.
+
+    Raises:
+        Unavailable: the database did not answer for 30 s.
+    """
+    database = Database(settings.postgres_dsn)
+    redis = connect(settings.redis_url)
+    log_redis = connect(settings.redis_url, max_connections=_FOLLOWERS)
+    http = httpx.AsyncClient(timeout=httpx.Timeout(10.0, connect=2.0), trust_env=False)
+    try:
+        async with asyncio.TaskGroup() as group:
+            context = Context(
+                settings=settings, s3=s3, database=database, redis=redis, log_redis=log_redis,
+                objects=ObjectStore(s3, artifact_ttl_seconds=settings.artifact_ttl_seconds),
+                relay=Relay(database, redis), hub=EventHub(redis), announcer=Announcer(redis),
+                authenticator=Authenticator(database),
+                launcher=Launcher(settings.dagster_url, http, database),
+                input_schemas=InputSchemas(), stopping=asyncio.Event(), _group=group,
+            )  # fmt: skip
+            try:
+                await _ensure_admin_key(context)
+                context.loop("relay", context.relay.run)
+                context.loop("event hub", context.hub.run)
+                context.loop("key use", lambda: _note_use(context))
+                context.spawn("dagster warm-up", context.launcher.warm())
+                yield context
+            finally:
+                context.cancel_tasks()
+    finally:
+        await http.aclose()
+        await redis.aclose()
+        await log_redis.aclose()
+        await database.close()
+
+
+async def _ensure_admin_key(context: Context) -> None:
+    key = context.settings.admin_key
+    deadline = time.monotonic() + _START_SECONDS
+    while key is not None:
+        try:
+            return await context.authenticator.ensure_admin_key(key.get_secret_value())
+        except Unavailable:
+            if time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(0.25)
+
+
+async def _note_use(context: Context) -> None:
+    while True:
+        await asyncio.sleep(_NOTE_USE_SECONDS)
+        await context.authenticator.note_use()

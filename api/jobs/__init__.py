@@ -1,0 +1,1 @@
+"""Jobs (predictions): the gateway."""

@@ -1,0 +1,128 @@
+"""/api/jobs: the gateway, and the agents' reports."""
+
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Header
+from fastapi.responses import Response
+
+from api import sse
+from api.auth import IsNode, JobsRead, JobsWrite, own_node
+from api.context import Ctx
+from api.fields import Cursor, Limit, Listing, listing
+from api.idempotency import OnceDep
+from api.jobs import events, reports, service, submission
+from api.jobs.schemas import (
+    BatchAccepted,
+    BatchRequest,
+    JobAccepted,
+    JobRequest,
+    JobSummary,
+    JobView,
+    PriorityChange,
+    ProgressAnswer,
+    ReportAnswer,
+    job_summary,
+)
+from vyvo_dagster.domain.job import JobState
+from vyvo_dagster.domain.model import parse_model_id
+from vyvo_dagster.protocol.job import CompletionReport, ProgressReport
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/api/jobs", tags=["jobs"])
+
+Traceparent = Annotated[str | None, Header(max_length=256, description="W3C trace context.")]
+
+
+@router.post("", status_code=202, summary="Submit a job")
+async def submit(
+    body: JobRequest, principal: JobsWrite, context: Ctx, request: OnceDep,
+    traceparent: Traceparent = None,
+) -> JobAccepted:  # fmt: skip
+    """Where no node has the model ready the job waits, says so in `detail`, and expires after its TTL."""
+    trace = submission.traceparent_or_none(traceparent)
+    return (await submission.submit(context, principal, [body], request, trace))[0]
+
+
+@router.post("/batch", status_code=202, summary="Submit jobs together")
+async def submit_batch(
+    body: BatchRequest, principal: JobsWrite, context: Ctx, request: OnceDep,
+    traceparent: Traceparent = None,
+) -> BatchAccepted:  # fmt: skip
+    """All are queued, or none where one is wrong."""
+    trace = submission.traceparent_or_none(traceparent)
+    return BatchAccepted(
+        jobs=await submission.submit(context, principal, body.jobs, request, trace)
+    )
+
+
+@router.get("", summary="List jobs")
+async def browse(
+    principal: JobsRead, context: Ctx, cursor: Cursor = None, limit: Limit = 50,
+    status: JobState | None = None, model_id: str | None = None,
+) -> Listing[JobSummary]:  # fmt: skip
+    """Newest first. A key that is no admin's sees its own tenant's jobs."""
+    if model_id is not None:
+        parse_model_id(model_id)
+    async with context.database.transaction() as store:
+        found = await store.jobs.browse(principal.sees, cursor, limit, status, model_id)
+    shown, next_cursor = listing(found, limit, lambda j: j.id)
+    return Listing(items=[job_summary(j) for j in shown], next_cursor=next_cursor)
+
+
+@router.get("/{job_id}", summary="Get a job")
+async def get(job_id: UUID, principal: JobsRead, context: Ctx) -> JobView:
+    """A job with its artifacts, each with a URL that reads it."""
+    async with context.database.transaction() as store:
+        return await service.view(store, context, await service.find(store, principal, job_id))
+
+
+@router.patch("/{job_id}", summary="Change the priority of a job that waits")
+async def set_priority(
+    job_id: UUID, body: PriorityChange, principal: JobsWrite, context: Ctx
+) -> JobView:
+    """409 once it does not wait any more."""
+    return await service.set_priority(context, principal, job_id, body.priority)
+
+
+@router.post("/{job_id}/cancel", summary="Cancel a job")
+async def cancel(job_id: UUID, principal: JobsWrite, context: Ctx) -> JobView:
+    """At once where it waits; where it runs, its runner gets a signal and 10 s. A repeat changes nothing."""
+    return await service.cancel(context, principal, job_id)
+
+
+@router.get(
+    "/{job_id}/events", summary="Follow a job", response_class=Response,
+    responses={
+        200: {
+            "description": "SSE events: queued, dispatched, started, progress, log, artifact, "
+            "requeued, completed. The last 1,024 are kept for 24 h and replayed after `Last-Event-ID`.",
+            "content": {"text/event-stream": {}},
+        }
+    },
+)  # fmt: skip
+async def follow(
+    job_id: UUID, principal: JobsRead, context: Ctx, last_event_id: sse.LastEventId = None
+) -> Response:
+    """Ends after `completed`."""
+    async with context.database.transaction() as store:
+        job = await service.find(store, principal, job_id)
+    stream = events.follow(context, job, last_event_id)
+    return sse.event_stream("jobs.events", sse.until(context.stopping, stream))
+
+
+@router.post("/{job_id}/progress", summary="Report an attempt's progress")
+async def progress(
+    job_id: UUID, body: ProgressReport, principal: IsNode, context: Ctx
+) -> ProgressAnswer:
+    """By the node's own credential. The first report marks the job running; a stale attempt gets 409."""
+    return await reports.progress(context, own_node(principal), job_id, body)
+
+
+@router.post("/{job_id}/complete", summary="Report an attempt's end")
+async def complete(
+    job_id: UUID, body: CompletionReport, principal: IsNode, context: Ctx
+) -> ReportAnswer:
+    """By the node's own credential. A stale attempt gets 409 and changes nothing; a repeat gets the same 200."""
+    return await reports.complete(context, own_node(principal), job_id, body)

@@ -1,0 +1,94 @@
+"""Jobs as their clients handle them: reading, priority, cancel."""
+
+from uuid import UUID
+
+from api.artifacts.schemas import artifact_view
+from api.auth import Principal
+from api.context import Context
+from api.jobs.schemas import JobView, job_view
+from vyvo_dagster.dispatch.requeue import announce
+from vyvo_dagster.domain.job import JOB, JobState, Priority
+from vyvo_dagster.errors import IllegalTransition, NotFound
+from vyvo_dagster.protocol.job import CancelOrder, OrderKind
+from vyvo_dagster.store.database import Store
+from vyvo_dagster.store.records import Job
+from vyvo_dagster.streams import keys
+
+__all__ = ["cancel", "find", "set_priority", "view"]
+
+
+async def find(store: Store, principal: Principal, job_id: UUID) -> Job:
+    """A job that the principal may see, else NotFound."""
+    job = await store.jobs.get(job_id, principal.sees)
+    if job is None:
+        raise NotFound("no such job")
+    return job
+
+
+async def view(store: Store, context: Context, job: Job) -> JobView:
+    """A job with its artifacts and attempts."""
+    seconds = context.settings.presign_seconds
+    artifacts = [
+        artifact_view(a, context.objects, seconds) for a in await store.artifacts.of_job(job.id)
+    ]
+    attempts = await store.attempts.of_job(job.id)
+    position = await store.jobs.position(job) if job.state is JobState.QUEUED else None
+    return job_view(job, artifacts, attempts, position)
+
+
+async def set_priority(
+    context: Context, principal: Principal, job_id: UUID, priority: Priority
+) -> JobView:
+    """Change the priority of a job that waits.
+
+    Raises:
+        IllegalTransition: it does not wait.
+    """
+    async with context.database.transaction() as store:
+        job = await find(store, principal, job_id)
+        if job.priority is not priority or job.state is not JobState.QUEUED:
+            changed = await store.jobs.set_priority(job_id, priority)
+            if changed is None:
+                raise IllegalTransition("the job does not wait any more; its priority is of no use")
+            job = changed
+            # The entry in the old class' stream goes with the job's claim.
+            await announce(store, job)
+        shown = await view(store, context, job)
+    context.relay.kick()
+    return shown
+
+
+async def cancel(context: Context, principal: Principal, job_id: UUID) -> JobView:
+    """Cancel a job: at once where it waits, else by its node. A repeat changes nothing.
+
+    Raises:
+        IllegalTransition: it has ended otherwise.
+    """
+    ended: list[Job] = []
+    async with context.database.transaction() as store:
+        job = await find(store, principal, job_id)
+        canceled = await store.jobs.cancel_queued(job_id)
+        if canceled is not None:
+            job = canceled
+            ended.append(job)
+        else:
+            asked = await store.jobs.request_cancel(job_id)
+            if asked is not None:
+                job = asked
+                await _order(store, job)
+            else:
+                job = await find(store, principal, job_id)
+                if job.state in JOB.terminal and job.state is not JobState.CANCELED:
+                    raise IllegalTransition(f"the job has {job.state}; only one that has not ended can be canceled")
+        shown = await view(store, context, job)
+    context.relay.kick()
+    await context.announcer.changes(ended)
+    return shown
+
+
+async def _order(store: Store, job: Job) -> None:
+    assert job.node_id is not None
+    order = CancelOrder(job_id=job.id, attempt=job.attempt)
+    await store.outbox.add(
+        keys.node(job.node_id), {"kind": OrderKind.CANCEL.value, "body": order.model_dump_json()}
+    )

@@ -1,0 +1,1 @@
+"""GPU nodes and what is loaded on them."""

@@ -1,0 +1,148 @@
+"""/api/nodes: agents join and report, operators load versions and take nodes out."""
+
+from collections import defaultdict
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Depends
+
+from api.auth import IsNode, NodesRead, NodesWrite, own_node, token_of
+from api.context import Ctx
+from api.fields import Cursor, Limit, Listing, listing
+from api.idempotency import OnceDep, once
+from api.nodes import heartbeat as heartbeats
+from api.nodes import join, service
+from api.nodes.schemas import (
+    AssignmentView,
+    AssignRequest,
+    NodeEventView,
+    NodeMetricsView,
+    NodeView,
+    assignment_view,
+    event_view,
+    node_view,
+)
+from vyvo_dagster.domain.node import NodeEventKind, NodeState
+from vyvo_dagster.protocol.node import Heartbeat, HeartbeatAnswer, Register, RegisterAnswer
+from vyvo_dagster.store.records import Assignment
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/api/nodes", tags=["nodes"])
+
+
+@router.post("/register", summary="Join a node")
+async def register(
+    body: Register, context: Ctx, token: Annotated[str, Depends(token_of)]
+) -> RegisterAnswer:
+    """By the join token, which gives the node a new credential, or by the node's own credential."""
+    holder = await join.joiner(context, token)
+    return await join.register(context, holder, body)
+
+
+@router.post("/{node_id}/heartbeat", summary="Report a node and learn what it should run")
+async def heartbeat(
+    node_id: UUID, body: Heartbeat, principal: IsNode, context: Ctx
+) -> HeartbeatAnswer:
+    """By the node's own credential. 409 `stale_boot` asks the agent to join again."""
+    return await heartbeats.heartbeat(context, own_node(principal, node_id), body)
+
+
+@router.get("", summary="List nodes")
+async def browse(
+    _: NodesRead, context: Ctx, cursor: Cursor = None, limit: Limit = 50,
+    state: NodeState | None = None,
+) -> Listing[NodeView]:  # fmt: skip
+    """Newest first, each with its assignments in force."""
+    async with context.database.transaction() as store:
+        found = await store.nodes.browse(cursor, limit, state)
+        shown, next_cursor = listing(found, limit, lambda n: n.id)
+        by_node: defaultdict[UUID, list[Assignment]] = defaultdict(list)
+        for assignment in await store.assignments.of_nodes([n.id for n in shown]):
+            by_node[assignment.node_id].append(assignment)
+    return Listing(items=[node_view(n, by_node[n.id]) for n in shown], next_cursor=next_cursor)
+
+
+@router.get("/{node_id}", summary="Get a node")
+async def get(node_id: UUID, _: NodesRead, context: Ctx) -> NodeView:
+    """One node with its assignments in force."""
+    async with context.database.transaction() as store:
+        node = await service.find(store, node_id)
+        return node_view(node, await store.assignments.of_node(node_id))
+
+
+@router.get("/{node_id}/events", summary="List a node's history")
+async def events(
+    node_id: UUID, _: NodesRead, context: Ctx, cursor: Cursor = None, limit: Limit = 50
+) -> Listing[NodeEventView]:
+    """Newest first."""
+    async with context.database.transaction() as store:
+        await service.find(store, node_id)
+        found = await store.nodes.events(node_id, cursor, limit)
+    shown, next_cursor = listing(found, limit, lambda e: e.id)
+    return Listing(items=[event_view(e) for e in shown], next_cursor=next_cursor)
+
+
+@router.get("/{node_id}/metrics", summary="Get a node's last figures")
+async def metrics(node_id: UUID, _: NodesRead, context: Ctx) -> NodeMetricsView:
+    """What the last heartbeat said of memory, GPUs and running attempts."""
+    async with context.database.transaction() as store:
+        node = await service.find(store, node_id)
+    return NodeMetricsView(
+        node_id=node.id, received_at=node.last_heartbeat_at,
+        memory_available_bytes=node.metrics.get("memory_available_bytes", 0),
+        gpus=node.metrics.get("gpus", []), running=node.metrics.get("running", []),
+    )  # fmt: skip
+
+
+@router.post("/{node_id}/assign", status_code=202, summary="Load a version on a node")
+async def assign(
+    node_id: UUID, body: AssignRequest, principal: NodesWrite, context: Ctx, request: OnceDep
+) -> AssignmentView:
+    """The agent fetches the weights, starts the runner, and reports the assignment ready."""
+    async with context.database.transaction() as store:
+
+        async def write() -> AssignmentView:
+            return assignment_view(await service.assign(store, principal, node_id, body))
+
+        answer, _ = await once(store, principal.tenant, request, AssignmentView, write)
+    context.relay.kick()
+    return answer
+
+
+@router.delete(
+    "/{node_id}/assignments/{assignment_id}", status_code=202, summary="Unload a version from a node"
+)
+async def remove(
+    node_id: UUID, assignment_id: UUID, principal: NodesWrite, context: Ctx
+) -> AssignmentView:
+    """The agent stops the runner once what it runs has ended. A repeat changes nothing."""
+    return assignment_view(await service.remove(context, principal, node_id, assignment_id))
+
+
+@router.post("/{node_id}/cordon", summary="Give a node no new jobs")
+async def cordon(node_id: UUID, principal: NodesWrite, context: Ctx) -> NodeView:
+    """What runs there goes on."""
+    return node_view(
+        *await service.set_flags(context, principal, node_id, NodeEventKind.CORDONED, cordoned=True)
+    )
+
+
+@router.post("/{node_id}/uncordon", summary="Give a node jobs again")
+async def uncordon(node_id: UUID, principal: NodesWrite, context: Ctx) -> NodeView:
+    """Ends a drain too."""
+    return node_view(
+        *await service.set_flags(
+            context, principal, node_id, NodeEventKind.UNCORDONED, cordoned=False, draining=False
+        )
+    )
+
+
+@router.post("/{node_id}/drain", summary="Drain a node")
+async def drain(node_id: UUID, principal: NodesWrite, context: Ctx) -> NodeView:
+    """No new jobs; what runs there ends in its own time."""
+    return node_view(
+        *await service.set_flags(
+            context, principal, node_id, NodeEventKind.DRAINING, cordoned=True, draining=True
+        )
+    )

@@ -1,0 +1,101 @@
+"""Joining: an agent starts, and what its earlier start held goes back to the queue."""
+
+from uuid import UUID
+
+from uuid_utils.compat import uuid7
+
+from api.auth import Principal
+from api.context import Context
+from vyvo_dagster.dispatch.requeue import requeue_lost
+from vyvo_dagster.domain.node import NodeEventKind, parse_node_name
+from vyvo_dagster.domain.scope import Scope
+from vyvo_dagster.errors import Forbidden, Unauthenticated
+from vyvo_dagster.protocol.node import Register, RegisterAnswer, S3Access
+from vyvo_dagster.security.keys import TokenKind, mint, same_secret
+from vyvo_dagster.store.attempts import LOST
+from vyvo_dagster.store.database import Store
+from vyvo_dagster.store.records import Job
+
+__all__ = ["joiner", "register"]
+
+_NODES_TENANT = "nodes"
+
+
+async def joiner(context: Context, token: str) -> Principal | None:
+    """Who asks to join: a node by its own credential, or None for the holder of the join token.
+
+    Raises:
+        Unauthenticated: it is neither.
+    """
+    expected = context.settings.join_token
+    if expected is not None and same_secret(token, expected.get_secret_value()):
+        return None
+    try:
+        principal = await context.authenticator.authenticate(token)
+    except Unauthenticated as error:
+        raise Unauthenticated("neither the join token nor a node's credential") from error
+    if principal.node_id is None:
+        raise Forbidden("an API key cannot join a node; use the join token")
+    return principal
+
+
+async def register(context: Context, holder: Principal | None, body: Register) -> RegisterAnswer:
+    """Take a node in, under the name that it gives.
+
+    A start that is new ends what an earlier one had: its loaded versions are asked for again, and
+    its attempts are lost (one that left in order has handed them back already).
+
+    Raises:
+        Forbidden: the credential is that of a node with another name.
+    """
+    parse_node_name(body.name)
+    credential: str | None = None
+    lost: list[Job] = []
+    async with context.database.transaction() as store:
+        if holder is not None:
+            own = await store.nodes.get(holder.node_id) if holder.node_id is not None else None
+            if own is None or own.name != body.name:
+                raise Forbidden(f"this credential is not that of a node named {body.name}")
+        node_id, earlier = await store.nodes.join(
+            id=uuid7(), name=body.name, boot_id=body.boot_id, labels=body.labels,
+            capabilities=body.capabilities.model_dump(mode="json"),
+        )  # fmt: skip
+        if earlier is not None:
+            await store.assignments.restart(node_id)
+            for job in await store.attempts.of_node(node_id):
+                changed = await requeue_lost(store, job, LOST, charged=True)
+                if changed is not None:
+                    lost.append(changed)
+        if holder is None:
+            credential = await _credential(store, node_id, body.name)
+        await store.nodes.add_event(
+            id=uuid7(), node_id=node_id, kind=NodeEventKind.JOINED,
+            detail={"boot_id": str(body.boot_id), "attempts_lost": len(lost)},
+        )  # fmt: skip
+    context.authenticator.forget(node_id=node_id)
+    context.relay.kick()
+    await context.announcer.changes(lost)
+    settings, s3 = context.settings, context.s3
+    return RegisterAnswer(
+        node_id=node_id,
+        credential=credential,
+        redis_url=settings.redis_url,
+        s3=S3Access(
+            endpoint=s3.endpoint, access_key=s3.access_key,
+            secret_key=s3.secret_key.get_secret_value(), region=s3.region,
+            bucket_prefix=s3.bucket_prefix,
+        ),
+        artifact_ttl_seconds=settings.artifact_ttl_seconds,
+        heartbeat_seconds=settings.heartbeat_seconds,
+    )  # fmt: skip
+
+
+async def _credential(store: Store, node_id: UUID, name: str) -> str:
+    """A new credential; those before it end, so that a copied disk cannot go on beside this node."""
+    await store.keys.revoke_node(node_id)
+    token = mint(TokenKind.NODE)
+    await store.keys.add(
+        id=uuid7(), prefix=token.prefix, secret_sha256=token.digest, name=f"node {name}",
+        tenant=_NODES_TENANT, scopes=[Scope.NODE], node_id=node_id,
+    )  # fmt: skip
+    return token.text

@@ -57,7 +57,6 @@ class Agent:
         settings: where the control plane is and what this node may use.
         limits: times and counts for its assignments; unset, the usual ones with the settings'
             slots.
-
     """
 
     def __init__(self, settings: AgentSettings, limits: Limits | None = None) -> None:
@@ -80,7 +79,6 @@ class Agent:
             Conflict: another agent uses the data directory.
             Unavailable: a container engine is asked for and none answers.
             InvalidInput: the settings cannot work.
-
         """
         settings = self._settings
         self._data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -101,14 +99,17 @@ class Agent:
                 ):
                     gpus = GpuBooking(capabilities.gpus)
                     host = _Host(control_plane, group, engine, nvml, capabilities, gpus)
-                    await self._until(stop, host)
+                    failure = await self._until(stop, host)
             finally:
                 self._transfers.shutdown(wait=False, cancel_futures=True)
                 if engine is not None:
                     await engine.aclose()
                 nvml.close()
+        if failure is not None:
+            raise failure
 
-    async def _until(self, stop: asyncio.Event, host: "_Host") -> None:
+    async def _until(self, stop: asyncio.Event, host: "_Host") -> BaseException | None:
+        """Serve until the stop or until sessions cannot go on; return why they cannot."""
         sessions = asyncio.create_task(self._sessions(host))
         stopping = asyncio.create_task(stop.wait())
         try:
@@ -118,8 +119,7 @@ class Agent:
             sessions.cancel()
             await asyncio.wait({sessions})
             await self._leave()
-        if not sessions.cancelled():
-            sessions.result()
+        return None if sessions.cancelled() else sessions.exception()
 
     async def _sessions(self, host: "_Host") -> None:
         """Join, serve, and join again whenever the control plane no longer knows this boot."""
@@ -181,8 +181,7 @@ class Agent:
         try:
             return await heartbeats.run()
         finally:
-            reading.cancel()
-            await asyncio.wait({reading})
+            await orders.end(reading)
 
     async def _reconcilers(self, session: Session, host: "_Host") -> Reconciler:
         """The reconciler of this node's id, which outlives sessions as runners do."""

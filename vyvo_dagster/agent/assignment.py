@@ -66,7 +66,6 @@ class Assignment:
         preparation: the node's side.
         limits: times and counts.
         changed: called after every change of state.
-
     """
 
     def __init__(
@@ -129,7 +128,6 @@ class Assignment:
 
         Raises:
             NotServing: the assignment failed or is being removed.
-
         """
         async with self._slots:
             loaded = await self._serving()
@@ -245,6 +243,7 @@ class Assignment:
 
 async def _bounded(event: asyncio.Event, seconds: float) -> None:
     try:
-        await asyncio.wait_for(event.wait(), seconds)
+        async with asyncio.timeout(seconds):
+            await event.wait()
     except TimeoutError:
         return

@@ -37,7 +37,6 @@ class Attempts:
         node: what each attempt needs.
         group: owner of the tasks.
         changed: event set when the control plane should hear from this node soon.
-
     """
 
     def __init__(self, node: AttemptNode, group: asyncio.TaskGroup, changed: asyncio.Event) -> None:

@@ -20,7 +20,6 @@ def node_name(configured: str | None) -> str:
 
     Raises:
         InvalidInput: the configured name is not a node name.
-
     """
     if configured is not None:
         return parse_node_name(configured)
@@ -35,7 +34,6 @@ def detect(nvml: Nvml, engine_version: str | None) -> Capabilities:
         nvml: source of the GPUs.
         engine_version: version of the container engine that runners will use; None when runners
             are processes.
-
     """
     return Capabilities(
         hostname=socket.gethostname()[:255] or "localhost",

@@ -89,7 +89,6 @@ class CogClient:
 
     Raises Unavailable when the runner does not answer or breaks off, RunnerFailed when it answers
     what no Cog server does.
-
     """
 
     def __init__(self, url: str) -> None:

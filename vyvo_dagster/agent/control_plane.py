@@ -50,7 +50,6 @@ class ControlPlane:
     Methods raise Unavailable when the api does not answer or is starting, Unauthenticated,
     Forbidden, NotFound, Conflict (StaleAttempt where the problem's code says so), InvalidInput as
     the api answers, and VyvoError when it failed inside.
-
     """
 
     def __init__(self, api_url: str) -> None:

@@ -31,7 +31,6 @@ def render(env: Mapping[str, str]) -> str:
     Raises:
         InvalidEnv: a name that is no identifier, or a value with a NUL, a line end or another
             control character.
-
     """
     lines: list[str] = []
     for name in sorted(env):
@@ -64,7 +63,6 @@ class EnvDirectory:
 
         Raises:
             InvalidModelId, InvalidInput, InvalidEnv: what must not reach a file.
-
         """
         text = f"{_MARK}{assignment_id} of node {self._node_id}\n{render(env)}"
         self.path.mkdir(mode=0o755, parents=True, exist_ok=True)

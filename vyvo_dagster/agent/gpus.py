@@ -23,7 +23,6 @@ class GpuBooking:
 
         Raises:
             RunnerFailed: no GPU has that much left.
-
         """
         if need_bytes <= 0:
             return None

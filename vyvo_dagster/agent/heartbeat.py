@@ -30,7 +30,6 @@ class Heartbeats:
         due: event that asks for a heartbeat now.
         compose: makes the body.
         applied: gets each answer and the body that it answers.
-
     """
 
     def __init__(
@@ -68,7 +67,9 @@ class Heartbeats:
                 _log.info("heartbeats are answered again")
             delay, said = _FIRST_RETRY, ""
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._due.wait(), interval)
+                # Not wait_for: in Python 3.11 it can swallow a cancellation (bpo-37658).
+                async with asyncio.timeout(interval):
+                    await self._due.wait()
                 await asyncio.sleep(_GATHER_SECONDS)
 
     async def beat(self) -> None:

@@ -76,7 +76,6 @@ async def join(
     Raises:
         InvalidInput: there is neither a stored credential nor a join token, or the api refuses
             what this node says of itself.
-
     """
     delay, said = _FIRST_DELAY, ""
     while True:

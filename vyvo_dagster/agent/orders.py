@@ -22,6 +22,8 @@ _BLOCK_MS: Final = 2000
 _SOCKET_SECONDS: Final = 10.0
 _CONNECT_SECONDS: Final = 5.0
 _LONGEST_DELAY: Final = 5.0
+_CANCEL_SECONDS: Final = 0.2
+_CLOSE_SECONDS: Final = 1.0
 
 
 class Orders:
@@ -39,7 +41,6 @@ class Orders:
         node_id, boot_id: whose stream, as which consumer.
         attempts: takes run and cancel orders.
         sync: called for a sync order.
-
     """
 
     def __init__(
@@ -60,33 +61,46 @@ class Orders:
     async def run(self) -> None:
         """Read until canceled; a server that is away or was emptied is waited for."""
         delay, ready, said = 0.1, False, ""
+        while True:
+            try:
+                if not ready:
+                    await self._join_group()
+                    ready = True
+                await self._read()
+            except (RedisError, OSError) as error:
+                if isinstance(error, ResponseError) and "NOGROUP" in str(error):
+                    # Emptied: what it held is written again from the rows.
+                    ready, self._taken = False, []
+                    continue
+                if str(error) != said:
+                    said = str(error)
+                    _log.warning("no orders: %s; trying on", said)
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, _LONGEST_DELAY)
+            else:
+                delay, said = 0.1, ""
+
+    async def end(self, reading: asyncio.Task[None]) -> None:
+        """Cancel `reading`, which is `run`, acknowledge what was taken, and close."""
+        while not reading.done():
+            # Once is not enough: redis-py loses a cancellation that meets it while it connects.
+            reading.cancel()
+            await asyncio.wait({reading}, timeout=_CANCEL_SECONDS)
         try:
-            while True:
-                try:
-                    if not ready:
-                        await self._join_group()
-                        ready = True
-                    await self._read()
-                except (RedisError, OSError) as error:
-                    if isinstance(error, ResponseError) and str(error).startswith("NOGROUP"):
-                        # Emptied: what it held is written again from the rows.
-                        ready, self._taken = False, []
-                        continue
-                    if str(error) != said:
-                        said = str(error)
-                        _log.warning("no orders: %s; trying on", said)
-                    await asyncio.sleep(delay)
-                    delay = min(delay * 2, _LONGEST_DELAY)
-                else:
-                    delay, said = 0.1, ""
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                if self._taken:
+                    await self._redis.xack(self._stream, keys.GROUP_AGENT, *self._taken)
+                    await self._redis.xdel(self._stream, *self._taken)
+        except (RedisError, OSError) as error:
+            _log.debug("the last orders stay pending: %s", error)
         finally:
-            await asyncio.shield(self._close())
+            await self._redis.aclose()
 
     async def _join_group(self) -> None:
         try:
             await self._redis.xgroup_create(self._stream, keys.GROUP_AGENT, id="0", mkstream=True)
         except ResponseError as error:
-            if not str(error).startswith("BUSYGROUP"):
+            if not "BUSYGROUP" in str(error):
                 raise
         consumers: list[dict[str, Any]] = await self._redis.xinfo_consumers(
             self._stream, keys.GROUP_AGENT
@@ -140,14 +154,3 @@ class Orders:
             _log.error(
                 "an order that cannot be read is dropped: %s", " ".join(str(error).split())[:500]
             )
-
-    async def _close(self) -> None:
-        try:
-            async with asyncio.timeout(1):
-                if self._taken:
-                    await self._redis.xack(self._stream, keys.GROUP_AGENT, *self._taken)
-                    await self._redis.xdel(self._stream, *self._taken)
-        except (RedisError, OSError) as error:
-            _log.debug("the last orders stay pending: %s", error)
-        finally:
-            await self._redis.aclose()

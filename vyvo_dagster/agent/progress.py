@@ -32,7 +32,6 @@ class ProgressReporter:
         control_plane: whom to tell.
         job_id, attempt: of what.
         stale: called when the attempt is no longer this node's.
-
     """
 
     def __init__(
@@ -73,7 +72,8 @@ class ProgressReporter:
             if not self._last.is_set():
                 await self._report()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._last.wait(), _INTERVAL)
+                    async with asyncio.timeout(_INTERVAL):
+                        await self._last.wait()
         while self._lines or self._fraction is not None:
             if not await self._report():
                 return

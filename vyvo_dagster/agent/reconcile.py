@@ -111,7 +111,6 @@ class Reconciler:
         limits: for each assignment.
         group: owner of the tasks.
         changed: event set when an assignment's state changed.
-
     """
 
     def __init__(

@@ -77,7 +77,6 @@ async def serve(
 
     Raises:
         RunnerFailed: it cannot be started, or its setup failed.
-
     """
     runner = await _launched(launcher, spec)
     grace = 0.0

@@ -40,7 +40,6 @@ class Uploader:
         store: where artifacts go.
         ttl_seconds: life of an artifact.
         executor: threads for decoding and uploading.
-
     """
 
     store: ObjectStore
@@ -52,7 +51,6 @@ class Uploader:
 
         Raises:
             Unavailable, NotFound: as the store answers.
-
         """
         uris = list(dict.fromkeys(data_uris_in(output)))
         if not uris:

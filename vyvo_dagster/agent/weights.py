@@ -24,7 +24,6 @@ class WeightsCache:
     Args:
         root: folder of the cache; made when first needed.
         executor: threads for downloads.
-
     """
 
     def __init__(self, root: Path, executor: Executor) -> None:
@@ -53,7 +52,6 @@ class WeightsCache:
             RunnerFailed: no room on the disk.
             BuildFailed: the bytes are not those of the checksum.
             NotFound, Unavailable: as the store answers.
-
         """
         digest = checksum.removeprefix("sha256:").lower()
         if not _HEX.fullmatch(digest):

@@ -83,7 +83,6 @@ class Launcher(Protocol):
         Raises:
             RunnerFailed: it cannot be had.
             Unavailable: not now.
-
         """
         ...
 
@@ -92,7 +91,6 @@ class Launcher(Protocol):
 
         Raises:
             RunnerFailed: it cannot be started.
-
         """
         ...
 
@@ -110,7 +108,6 @@ async def until_serving(client: CogClient, timeout_seconds: float) -> None:
 
     Raises:
         RunnerFailed: the setup failed (the detail has the end of its log) or took too long.
-
     """
     deadline = time.monotonic() + timeout_seconds
     delay = _POLL_SECONDS

@@ -48,7 +48,6 @@ class ContainerLauncher:
     Args:
         engine: the engine.
         node_id: label by which this node's containers are found again.
-
     """
 
     def __init__(self, engine: Engine, node_id: UUID) -> None:

@@ -27,7 +27,6 @@ class Engine:
     Attributes:
         client: the SDK's client; it blocks, so its methods go through `call`.
         version: the engine's version.
-
     """
 
     def __init__(self, client: Any, version: str) -> None:
@@ -41,7 +40,6 @@ class Engine:
 
         Raises:
             Unavailable: no engine answers there.
-
         """
         try:
             client: Any = (
@@ -67,7 +65,6 @@ class Engine:
         Raises:
             Unavailable: the engine does not answer.
             docker.errors.APIError: the engine refuses.
-
         """
         loop = asyncio.get_running_loop()
         try:
@@ -91,7 +88,6 @@ async def connect(choice: EngineChoice, docker_host: str | None) -> Engine | Non
 
     Raises:
         Unavailable: an engine is asked for and none answers.
-
     """
     if choice == "process":
         return None

@@ -38,7 +38,6 @@ class ProcessLauncher:
     Args:
         venv_dir: folder that holds `<hex>/` with `venv/`, `app/` and `runner.json`.
         state_dir: folder for the runners' logs and home folders.
-
     """
 
     def __init__(self, venv_dir: Path, state_dir: Path) -> None:
@@ -153,11 +152,13 @@ class ProcessRunner:
             with contextlib.suppress(ProcessLookupError):
                 self._process.terminate()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._process.wait(), grace_seconds)
+                async with asyncio.timeout(grace_seconds):
+                    await self._process.wait()
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._process.wait(), _KILL_SECONDS)
+            async with asyncio.timeout(_KILL_SECONDS):
+                await self._process.wait()
 
     async def log_tail(self) -> str:
         """The end of the log file."""

@@ -1,0 +1,63 @@
+"""A real Cog environment, as the venv backend lays it out, with the tests' own predictor."""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+PREDICTOR = Path(__file__).with_name("predictor.py")
+COG = "cog==0.23.1"
+
+
+@pytest.fixture(scope="session")
+def runner_venvs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of environments with one in it; made once for all workers of a run."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+    venvs = shared / "runner-venvs"
+    with (shared / "runner-venvs.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not venvs.exists():
+            partial = shared / "runner-venvs.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            _environment(partial / _hex())
+            partial.rename(venvs)
+    return venvs
+
+
+@pytest.fixture(scope="session")
+def runner_image(runner_venvs: Path) -> str:
+    """The name of that environment."""
+    assert (runner_venvs / _hex()).is_dir()
+    return f"venv://sha256:{_hex()}"
+
+
+def _hex() -> str:
+    return hashlib.sha256(PREDICTOR.read_bytes() + COG.encode()).hexdigest()
+
+
+def _environment(root: Path) -> None:
+    venv, app = root / "venv", root / "app"
+    app.mkdir(parents=True)
+    (app / "predict.py").write_bytes(PREDICTOR.read_bytes())
+    uv = [sys.executable, "-m", "uv"]
+    python = venv / "bin" / "python"
+    _run([*uv, "venv", "--quiet", "--relocatable", "--python", sys.executable, str(venv)], root)
+    _run([*uv, "pip", "install", "--quiet", "--python", str(python), COG, "minio"], root)
+    _run([str(python), "-m", "vyvo_runner.schema"], app, PYTHONPATH=str(ROOT / "runner_images/sdk/src"))
+    command = ["venv/bin/python", "-m", "cog.server.http", "--host", "127.0.0.1"]
+    (root / "runner.json").write_text(json.dumps({"command": command, "cwd": "app", "env": {}}))
+
+
+def _run(command: list[str], cwd: Path, **env: str) -> None:
+    done = subprocess.run(
+        command, cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True, timeout=180
+    )
+    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"

@@ -21,7 +21,7 @@ from vyvo_dagster.local.credentials import load_or_create
 from vyvo_dagster.local.parts import Part, start_part
 from vyvo_dagster.local.ports import Ports
 from vyvo_dagster.local.postgres import postgres
-from vyvo_dagster.local.process import STACK_VARIABLE, kill_marked, marked_pids, stop
+from vyvo_dagster.local.process import STACK_VARIABLE, Child, kill_marked, marked_pids, stop
 from vyvo_dagster.local.servers import s3, valkey
 
 
@@ -92,7 +92,7 @@ async def test_a_server_that_cannot_start_says_why_and_leaves_nothing(tmp_path: 
 async def test_a_silent_part_is_given_up_and_stopped(tmp_path: Path) -> None:
     mark = str(tmp_path)
 
-    async def never() -> None:
+    async def never(_: Child) -> None:
         raise Unavailable("still thinking")
 
     part = Part(

@@ -5,6 +5,7 @@ import contextlib
 import importlib.util
 import os
 import pwd
+import shutil
 import signal
 import stat
 import subprocess
@@ -18,6 +19,7 @@ from psycopg import sql
 from vyvo_dagster.errors import Unavailable
 from vyvo_dagster.local.parts import Part
 from vyvo_dagster.local.ports import LOOPBACK
+from vyvo_dagster.local.process import Child
 
 __all__ = ["postgres", "postgres_dsn"]
 
@@ -41,9 +43,7 @@ def postgres(
 
     Started by root it runs as the user `postgres`, else `nobody`, because the server refuses
     root; the directories above its own then get the search bit (o+x) where it is missing.
-
-    Args:
-        settings: further server settings, such as `{"fsync": "off"}` for tests.
+    `settings` are further server settings, such as `{"fsync": "off"}` for tests.
     """
     home = data_dir / "postgres"
     cluster = home / "data"
@@ -73,7 +73,7 @@ def postgres(
             await asyncio.to_thread(_initdb, binaries, cluster, password, account)
         await asyncio.to_thread(_clear_stale_lock, cluster)
 
-    async def ready() -> None:
+    async def ready(_: Child) -> None:
         try:
             async with await _connect(port, password, "postgres"):
                 pass
@@ -161,6 +161,9 @@ def _let_read(tree: Path) -> None:
 
 
 def _initdb(binaries: Path, cluster: Path, password: str, account: tuple[int, int] | None) -> None:
+    # Under another name until it is whole: a killed initdb leaves what looks like a cluster.
+    draft = cluster.with_name("data.partial")
+    shutil.rmtree(draft, ignore_errors=True)
     # The password goes in by a file: an argument would show in the list of processes.
     secret = cluster.with_name("initdb-password")
     with os.fdopen(os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
@@ -171,7 +174,7 @@ def _initdb(binaries: Path, cluster: Path, password: str, account: tuple[int, in
         done = subprocess.run(
             [
                 str(binaries / "initdb"),
-                f"--pgdata={cluster}",
+                f"--pgdata={draft}",
                 f"--username={_ROLE}",
                 f"--pwfile={secret}",
                 "--auth=scram-sha-256",
@@ -194,6 +197,7 @@ def _initdb(binaries: Path, cluster: Path, password: str, account: tuple[int, in
     if done.returncode != 0:
         last = (done.stderr or done.stdout).strip().splitlines()[-1:]
         raise Unavailable(f"initdb failed: {' '.join(last)}", log_tail=done.stderr)
+    draft.rename(cluster)
 
 
 def _clear_stale_lock(cluster: Path) -> None:

@@ -15,9 +15,10 @@ from pathlib import Path
 __all__ = ["STACK_VARIABLE", "Child", "kill_marked", "marked_pids", "spawn", "stop", "tail"]
 
 STACK_VARIABLE = "VYVO_STACK"
-"""Environment variable that every process of a stack inherits; its value is the data directory.
+"""Environment variable that every process of a stack inherits: `<data directory>#<start>`.
 
-It is how a later start, or the guardian, finds what a killed `vyvo up` left behind.
+It is how the guardian finds what a killed `vyvo up` left behind, and how the next start on the
+same data directory finds what even the guardian missed.
 """
 
 _PR_SET_PDEATHSIG = 1
@@ -32,9 +33,12 @@ class Child:
     name: str
     popen: subprocess.Popen[bytes]
     log: Path
+    log_start: int = 0
+    """Size of the log when it was started: what lies before is of earlier starts."""
     stop_signal: signal.Signals = signal.SIGTERM
     stop_grace: float = 10.0
-    started_at: float = field(default_factory=time.monotonic)
+    started_at: float = field(default_factory=time.time)
+    """Seconds since the epoch."""
 
     @property
     def pid(self) -> int:
@@ -60,9 +64,8 @@ def spawn(
     Call it from the main thread: Linux delivers the parent-death signal when the *thread* that
     forked ends, not the process.
 
-    Args:
-        env: the whole environment of the child.
-        user: (uid, gid) to run as; needs root.
+    `env` is the whole environment of the child, `user` a (uid, gid) to run as, which needs root;
+    `stop_signal` and `stop_grace` (seconds) are for `stop`, and for the parent's death.
 
     Raises:
         OSError: the program cannot be started.
@@ -71,6 +74,7 @@ def spawn(
     if log.exists() and log.stat().st_size > _LOG_LIMIT_BYTES:
         log.replace(log.with_suffix(".log.1"))
     with log.open("ab") as output:
+        log_start = output.tell()
         popen = subprocess.Popen(
             list(argv),
             env=dict(env),
@@ -84,7 +88,7 @@ def spawn(
             extra_groups=[] if user else None,
             preexec_fn=_die_with_parent(stop_signal),  # noqa: PLW1509 - one system call, no lock
         )
-    return Child(name, popen, log, stop_signal, stop_grace)
+    return Child(name, popen, log, log_start, stop_signal, stop_grace)
 
 
 def _die_with_parent(death_signal: signal.Signals) -> Callable[[], None] | None:
@@ -126,28 +130,36 @@ async def _ended(child: Child, within: float) -> bool:
     return True
 
 
-def tail(log: Path, lines: int = 15) -> str:
-    """The last lines of a log file, or an empty string where there is none."""
+def tail(log: Path, *, lines: int = 15, since: int = 0) -> str:
+    """The last lines of a log file, or an empty string where there is none.
+
+    Args:
+        log: the file.
+        lines: how many at most.
+        since: offset in bytes before which nothing is read.
+
+    """
     try:
         with log.open("rb") as file:
             file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - 16_384))
+            file.seek(max(since, file.tell() - 16_384))
             return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
     except OSError:
         return ""
 
 
-def marked_pids(stack: str, *, spare: Iterable[int] = ()) -> list[int]:
-    """Pids of the processes that carry `VYVO_STACK=stack`, without ourselves and our ancestors."""
-    spared = {os.getpid(), *_ancestors(), *spare}
-    needle = f"{STACK_VARIABLE}={stack}".encode()
+def marked_pids(mark: str) -> list[int]:
+    """Pids of the processes whose mark begins with `mark`, without ourselves and our ancestors."""
+    spared = {os.getpid(), *_ancestors()}
+    needle = f"{STACK_VARIABLE}={mark}".encode()
     found: list[int] = []
     for entry in Path("/proc").glob("[0-9]*"):
         pid = int(entry.name)
         if pid in spared:
             continue
         try:
-            if needle in (entry / "environ").read_bytes().split(b"\0") and _alive(entry):
+            environ = (entry / "environ").read_bytes().split(b"\0")
+            if any(item.startswith(needle) for item in environ) and _alive(entry):
                 found.append(pid)
         except OSError:
             continue
@@ -171,20 +183,17 @@ def _ancestors() -> set[int]:
     return found
 
 
-def kill_marked(stack: str, *, grace: float, spare: Iterable[int] = ()) -> list[int]:
-    """End all that carries the mark: SIGTERM, then SIGKILL after the grace (seconds). Blocks.
+def kill_marked(mark: str, *, grace: float) -> list[int]:
+    """End all whose mark begins with `mark`: SIGTERM, then SIGKILL after the grace (seconds).
 
-    Returns:
-        The pids that were found.
+    Blocks. Returns the pids that were found.
     """
-    spared = tuple(spare)
-    found = marked_pids(stack, spare=spared)
+    found = marked_pids(mark)
     _signal_all(found, signal.SIGTERM)
     deadline = time.monotonic() + grace
-    while marked_pids(stack, spare=spared):
+    while left := marked_pids(mark):
         if time.monotonic() >= deadline:
-            _signal_all(marked_pids(stack, spare=spared), signal.SIGKILL)
-            deadline += 1.0
+            _signal_all(left, signal.SIGKILL)
         time.sleep(0.05)
     return found
 

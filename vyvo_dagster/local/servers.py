@@ -19,6 +19,7 @@ import redis.exceptions
 from vyvo_dagster.errors import Unavailable
 from vyvo_dagster.local.parts import Part
 from vyvo_dagster.local.ports import LOOPBACK, Ports
+from vyvo_dagster.local.process import Child
 
 __all__ = ["S3Server", "s3", "valkey"]
 
@@ -45,7 +46,7 @@ def valkey(data_dir: Path, *, port: int, password: str) -> Part:
             "set-proc-title no\n",
         )
 
-    async def ready() -> None:
+    async def ready(_: Child) -> None:
         client = redis.asyncio.Redis.from_url(url, socket_timeout=2.0, socket_connect_timeout=2.0)
         try:
             await client.ping()
@@ -91,7 +92,7 @@ def s3(data_dir: Path, ports: Ports, *, access_key: str, secret_key: str) -> S3S
         identities = [{"name": "vyvo", "credentials": keys, "actions": actions}]
         _write_private(identity, json.dumps({"identities": identities}))
 
-    async def ready() -> None:
+    async def ready(_: Child) -> None:
         try:
             async with httpx.AsyncClient(timeout=2.0, trust_env=False) as client:
                 answer = await client.get(endpoint)

@@ -1,0 +1,41 @@
+"""The `vyvo` command. Each subcommand is imported only when it is called."""
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+__all__ = ["main"]
+
+# name -> (module, attribute, short help): kept here, so that `vyvo --help` imports none of them.
+_COMMANDS: Mapping[str, tuple[str, str, str]] = {
+    "up": ("up", "up", "Start the whole stack on this machine and stay in the foreground."),
+    "api": ("services", "api", "Run the REST api."),
+    "orchestrator": ("services", "orchestrator", "Run the orchestrator."),
+    "agent": ("services", "agent", "Run the node agent of this host."),
+    "migrate": ("migrate", "migrate", "Bring the database schema and the buckets up to date."),
+}
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, attribute, _ = _COMMANDS[cmd_name]
+        command: Any = getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry[2]) for name, entry in _COMMANDS.items()])
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="vyvo-dagster", prog_name="vyvo")
+def main() -> None:
+    """Build, place, queue and serve generative models on your own GPU machines."""

@@ -1,0 +1,263 @@
+"""The parts of `vyvo up` above the servers, and the environment that they share."""
+
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from vyvo_dagster.errors import Unavailable
+from vyvo_dagster.local import probes
+from vyvo_dagster.local.credentials import Credentials
+from vyvo_dagster.local.parts import Part
+from vyvo_dagster.local.ports import LOOPBACK
+from vyvo_dagster.local.process import STACK_VARIABLE
+from vyvo_dagster.settings import EngineChoice
+
+__all__ = [
+    "Addresses",
+    "agent",
+    "dagster_parts",
+    "environment",
+    "service_parts",
+    "write_dagster_home",
+]
+
+_LOCATION = "vyvo"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Addresses:
+    """Where the parts of one stack are; `dagster_port` is None without Dagster."""
+
+    postgres_dsn: str
+    dagster_postgres_dsn: str
+    redis_url: str
+    s3_endpoint: str
+    api_port: int
+    orchestrator_port: int
+    code_server_port: int
+    dagster_port: int | None
+
+    @property
+    def api_url(self) -> str:
+        return f"http://{LOOPBACK}:{self.api_port}"
+
+    @property
+    def dagster_url(self) -> str | None:
+        return None if self.dagster_port is None else f"http://{LOOPBACK}:{self.dagster_port}"
+
+
+def environment(
+    addresses: Addresses,
+    credentials: Credentials,
+    *,
+    data_dir: Path,
+    engine: EngineChoice,
+    mark: str,
+) -> dict[str, str]:
+    """What every part gets: this process's environment with the stack's own settings over it."""
+    programs = str(Path(sys.executable).parent)
+    env = {
+        **os.environ,
+        "PATH": os.pathsep.join([programs, os.environ.get("PATH", os.defpath)]),
+        "PYTHONUNBUFFERED": "1",
+        STACK_VARIABLE: mark,
+        "VYVO_POSTGRES_DSN": addresses.postgres_dsn,
+        "VYVO_REDIS_URL": addresses.redis_url,
+        "VYVO_DATA_DIR": str(data_dir),
+        "VYVO_API_HOST": LOOPBACK,
+        "VYVO_API_PORT": str(addresses.api_port),
+        "VYVO_API_URL": addresses.api_url,
+        "VYVO_ORCHESTRATOR_PORT": str(addresses.orchestrator_port),
+        "VYVO_ADMIN_KEY": credentials.admin_key,
+        "VYVO_JOIN_TOKEN": credentials.join_token,
+        "VYVO_ENGINE": engine,
+        "VYVO_S3_ENDPOINT": addresses.s3_endpoint,
+        "VYVO_S3_ACCESS_KEY": credentials.s3_access_key,
+        "VYVO_S3_SECRET_KEY": credentials.s3_secret_key,
+    }
+    if addresses.dagster_url is not None:
+        env |= {
+            "VYVO_DAGSTER_URL": addresses.dagster_url,
+            "DAGSTER_HOME": str(data_dir / "dagster"),
+            # psycopg2 by name: SQLAlchemy reads plain postgresql:// as psycopg 3, with which
+            # dagster-postgres' NOTIFY fails.
+            "VYVO_DAGSTER_POSTGRES_URL": addresses.dagster_postgres_dsn.replace(
+                "postgresql://", "postgresql+psycopg2://", 1
+            ),
+        }
+    else:
+        env.pop("VYVO_DAGSTER_URL", None)
+    return env
+
+
+def service_parts(addresses: Addresses) -> list[Part]:
+    """Migrations, api and orchestrator."""
+    return [
+        Part(
+            name="migrate",
+            argv=_vyvo("migrate"),
+            url="schema and buckets",
+            ready=probes.ended_well,
+            needs=("postgres", "s3"),
+            preloads=True,
+            one_shot=True,
+        ),
+        Part(
+            name="api",
+            argv=_vyvo("api"),
+            url=addresses.api_url,
+            ready=probes.answers_ok(f"{addresses.api_url}/readyz"),
+            needs=("migrate", "redis"),
+            preloads=True,
+            stop_rank=2,
+        ),
+        Part(
+            name="orchestrator",
+            argv=_vyvo("orchestrator"),
+            url=f"http://{LOOPBACK}:{addresses.orchestrator_port}",
+            ready=probes.answers_ok(f"http://{LOOPBACK}:{addresses.orchestrator_port}/healthz"),
+            needs=("migrate", "redis"),
+            preloads=True,
+            stop_rank=2,
+        ),
+    ]
+
+
+def agent(
+    addresses: Addresses,
+    credentials: Credentials,
+    *,
+    number: int,
+    data_dir: Path,
+    engine: EngineChoice,
+    inherited: Mapping[str, str],
+) -> Part:
+    """The agent `local-<number>`; of the stack's settings it gets only what an agent may know."""
+    name = f"local-{number}"
+    home = data_dir / "agents" / name
+    withheld = {
+        variable: None
+        for variable in inherited
+        if variable.startswith("VYVO_") and not variable.startswith("VYVO_AGENT_")
+    }
+    kept = {STACK_VARIABLE: inherited[STACK_VARIABLE]}
+    return Part(
+        name=f"agent-{number}",
+        argv=_vyvo("agent"),
+        url=name,
+        ready=probes.node_is_ready(addresses.api_url, credentials.admin_key, name),
+        needs=("api", "orchestrator"),
+        env={
+            **withheld,
+            **kept,
+            "DAGSTER_HOME": None,
+            "VYVO_DAGSTER_POSTGRES_URL": None,
+            "VYVO_AGENT_API_URL": addresses.api_url,
+            "VYVO_AGENT_JOIN_TOKEN": credentials.join_token,
+            "VYVO_AGENT_NAME": name,
+            "VYVO_AGENT_DATA_DIR": str(home),
+            "VYVO_AGENT_ENV_DIR": str(home / "env"),
+            # Where the venv build backend of the same machine puts its environments.
+            "VYVO_AGENT_VENV_DIR": str(data_dir / "venvs"),
+            "VYVO_AGENT_ENGINE": engine,
+        },
+        preloads=True,
+        stop_grace=25.0,
+        stop_rank=1,
+    )
+
+
+def dagster_parts(addresses: Addresses, *, data_dir: Path) -> list[Part]:
+    """Code server, webserver, daemon and the Celery worker that executes the runs."""
+    url = addresses.dagster_url
+    assert url is not None
+    workspace = data_dir / "dagster" / "workspace.yaml"
+    port = addresses.code_server_port
+    return [
+        Part(
+            name="code-server",
+            argv=_script(
+                "dagster._cli:main,vyvo_dagster.definitions",
+                *("api", "grpc", "-m", "vyvo_dagster.definitions", "-h", LOOPBACK),
+                *("-p", str(port), "--location-name", _LOCATION),
+            ),
+            url=f"grpc://{LOOPBACK}:{port}",
+            ready=probes.accepts_connections(port),
+            needs=("migrate", "redis"),
+            preloads=True,
+            start_timeout=120.0,
+            stop_rank=3,
+        ),
+        Part(
+            name="webserver",
+            argv=_script(
+                "dagster_webserver.cli:main,dagster_postgres",
+                *("-w", str(workspace), "-h", LOOPBACK, "-p", str(addresses.dagster_port)),
+            ),
+            url=url,
+            ready=probes.location_is_loaded(url),
+            needs=("postgres", "code-server"),
+            preloads=True,
+            start_timeout=120.0,
+            stop_rank=2,
+        ),
+        Part(
+            name="daemon",
+            argv=_script(
+                "dagster._daemon.cli:main,dagster_postgres", *("run", "-w", str(workspace))
+            ),
+            url="sensors, schedules and run monitoring",
+            ready=probes.daemon_beats(url),
+            needs=("webserver",),
+            preloads=True,
+            start_timeout=120.0,
+            stop_rank=1,
+        ),
+        Part(
+            name="worker",
+            argv=_script(
+                "celery.__main__:main,celery.bin.celery,vyvo_dagster.definitions,vyvo_dagster.execution.celery_app",
+                *("-A", "vyvo_dagster.execution.celery_app", "worker", "--pool", "prefork"),
+                *("--concurrency", "2", "--loglevel", "INFO", "--without-gossip"),
+                *("--without-mingle", "--hostname", f"dagster@%h-{port}", "-Q", "dagster"),
+            ),
+            url="2 Dagster runs at a time",
+            ready=probes.log_says(b" ready."),
+            needs=("webserver", "redis"),
+            preloads=True,
+            start_timeout=120.0,
+            stop_grace=20.0,
+            stop_rank=1,
+        ),
+    ]
+
+
+def write_dagster_home(data_dir: Path, *, code_server_port: int) -> None:
+    """Make `data_dir/dagster` a DAGSTER_HOME whose workspace is this stack's code server."""
+    home = data_dir / "dagster"
+    home.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(_dagster_yaml(), home / "dagster.yaml")
+    server = {"host": LOOPBACK, "port": code_server_port, "location_name": _LOCATION}
+    (home / "workspace.yaml").write_text(yaml.safe_dump({"load_from": [{"grpc_server": server}]}))
+
+
+def _dagster_yaml() -> Path:
+    package = Path(__file__).parents[1]
+    # At the root of a checkout; inside the package where a wheel brought it.
+    for folder in (package.parent, package):
+        if (folder / "dagster.yaml").exists():
+            return folder / "dagster.yaml"
+    raise Unavailable(f"dagster.yaml is missing beside {package}; reinstall vyvo-dagster")
+
+
+def _vyvo(command: str) -> tuple[str, ...]:
+    return (sys.executable, "-P", "-m", "vyvo_dagster.cli", command)
+
+
+def _script(entry: str, *args: str) -> tuple[str, ...]:
+    return (sys.executable, "-P", "-m", "vyvo_dagster.local.gate", entry, *args)

@@ -1,0 +1,141 @@
+"""`runner_image`: a runner built from its template, published and checked."""
+
+import hashlib
+from collections.abc import Generator
+from pathlib import Path
+
+from dagster import AssetCheckResult, AssetExecutionContext, MaterializeResult, MetadataValue, asset
+
+from assets.build_run import BuildRun, build_step
+from assets.checks import CHECKS, health_check, published_check, uploads_check
+from vyvo_dagster.execution.names import MODEL_VERSIONS, MODEL_WEIGHTS, OWNERS, RUNNER_IMAGE
+from resources import BuildingResource, ObjectsResource, StoreResource, StreamsResource
+from runner_images import SDK_DIR, Template, get_template, load_templates
+from vyvo_dagster.building.types import BuildRequest, BuildResult
+from vyvo_dagster.building.weights import local_weights
+from vyvo_dagster.domain.build import BuildState
+from vyvo_dagster.domain.model import Modality
+from vyvo_dagster.errors import RunnerFailed
+from vyvo_dagster.objects import ObjectStore, format_s3_uri
+
+__all__ = ["runner_image"]
+
+
+def _templates_version() -> str:
+    """Changes when any template does, so that the UI marks images as built by older code."""
+    hashes = "".join(template.hash for template in load_templates().values())
+    return hashlib.sha256(hashes.encode()).hexdigest()[:16]
+
+
+@asset(
+    key=RUNNER_IMAGE,
+    deps=[MODEL_WEIGHTS],
+    partitions_def=MODEL_VERSIONS,
+    check_specs=CHECKS,
+    group_name="runners",
+    owners=OWNERS,
+    kinds={"docker", "python"},
+    code_version=_templates_version(),
+    description="The runner of a model version: an image by its manifest digest, or an environment "
+    "by its content digest.",
+)
+def runner_image(
+    context: AssetExecutionContext,
+    store: StoreResource,
+    streams: StreamsResource,
+    objects: ObjectsResource,
+    building: BuildingResource,
+) -> Generator[MaterializeResult[None] | AssetCheckResult]:
+    """Build, push and check the runner; record image, digest and schemas in the build's row."""
+    with build_step(context, "image", store, streams, objects, building) as run:
+        template = get_template(run.build.template)
+        choice = building.choose(run.build.backend)
+        run.log.line("image", f"backend {choice.backend.kind}: {choice.reason}")
+        store.call(lambda db: db.builds.update(run.build.id, backend_used=choice.backend.kind))
+        s3 = objects.store()
+        request = _request(run, template, building, s3)
+
+        def on_state(state: BuildState) -> None:
+            store.call(lambda db: db.builds.move(run.build.id, state))
+
+        def upload_lock(lock: Path) -> str:
+            key = f"builds/{run.build.id}.requirements.lock"
+            s3.put_file(s3.bucket(Modality.LOG), key, lock, "text/plain")
+            return format_s3_uri(s3.bucket(Modality.LOG), key)
+
+        surroundings = building.context(
+            run.log, run.cancel, on_state, upload_lock=upload_lock,
+            runner_env=objects.runner_environment(building.artifact_ttl_seconds),
+        )  # fmt: skip
+        try:
+            result = choice.backend.build(request, surroundings)
+        except RunnerFailed as error:
+            yield health_check(None, error.detail)
+            raise
+        yield published_check(building.published(result.image))
+        yield health_check(result)
+        yield uploads_check(template)
+        _record(run, store, result)
+        yield MaterializeResult(metadata=_metadata(run, template, result, s3))
+
+
+def _request(run: BuildRun, template: Template, building: BuildingResource, s3: ObjectStore) -> BuildRequest:
+    version = run.version
+    weights = None
+    if version.weights_url and version.weights_sha256:
+        weights = local_weights(version.weights_url, version.weights_sha256, s3, building.weights_dir)
+    return BuildRequest(
+        build_id=str(run.build.id),
+        template_dir=template.path,
+        template_name=template.name,
+        template_hash=template.hash,
+        model_id=run.build.model_id,
+        version=run.build.version,
+        base_image=run.build.base_image or template.base_image or building.base_image,
+        sdk_dir=SDK_DIR,
+        env=run.build.env,
+        weights_path=weights,
+        labels={"vyvo.model": run.build.model_id, "vyvo.version": run.build.version},
+        gpu=version.resources.get("gpu_memory_bytes", 0) > 0,
+    )
+
+
+def _record(run: BuildRun, store: StoreResource, result: BuildResult) -> None:
+    """Into the rows, and not yet as succeeded: the registry entry is the next step's."""
+    store.call(
+        lambda db: db.builds.update(
+            run.build.id, image=result.image, image_digest=result.digest, size_bytes=result.size_bytes,
+            lock_sha256=result.lock_sha256, durations=dict(result.durations),
+        )
+    )  # fmt: skip
+    store.call(
+        lambda db: db.models.update(
+            run.version.id, frozenset({run.version.state}),
+            {"input_schema": dict(result.input_schema), "output_schema": dict(result.output_schema)},
+        )
+    )  # fmt: skip
+
+
+def _metadata(
+    run: BuildRun, template: Template, result: BuildResult, s3: ObjectStore
+) -> dict[str, MetadataValue[object]]:
+    log_url = format_s3_uri(s3.bucket(Modality.LOG), f"builds/{run.build.id}.log")
+    values: dict[str, MetadataValue[object]] = {
+        "image": MetadataValue.text(result.image),
+        "digest": MetadataValue.text(result.digest),
+        "size_bytes": MetadataValue.int(result.size_bytes),
+        "duration_seconds": MetadataValue.float(float(result.durations["total"])),
+        "durations": MetadataValue.json(dict(result.durations)),
+        "log_url": MetadataValue.text(log_url),
+        "backend": MetadataValue.text(result.backend.value),
+        "lock_sha256": MetadataValue.text(result.lock_sha256),
+        "python": MetadataValue.text(result.python),
+        "template": MetadataValue.text(template.name),
+        "template_hash": MetadataValue.text(template.hash),
+        "build_id": MetadataValue.text(str(run.build.id)),
+    }
+    if result.lock_url:
+        values["lock_url"] = MetadataValue.text(result.lock_url)
+    if result.base_digest:
+        values["base_digest"] = MetadataValue.text(result.base_digest)
+    return values

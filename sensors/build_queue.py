@@ -1,0 +1,126 @@
+"""`build_queue`: launches the builds that the api did not launch itself.
+
+The api launches a build at once by GraphQL; this sensor is what makes that safe. It reads the
+stream of builds and the rows that nobody launches, claims each row first, and so nothing runs
+twice however the two race.
+"""
+
+from collections.abc import Iterable
+from uuid import UUID
+
+from dagster import (
+    DagsterInstance,
+    DagsterRun,
+    DagsterRunStatus,
+    DefaultSensorStatus,
+    RunRequest,
+    RunsFilter,
+    SensorEvaluationContext,
+    SensorResult,
+    SkipReason,
+    sensor,
+)
+
+from assets.jobs import build_runner
+from resources import StoreResource, StreamsResource
+from vyvo_dagster.domain.build import partition_key
+from vyvo_dagster.errors import Unavailable
+from vyvo_dagster.execution.lease import Lease, read_lease
+from vyvo_dagster.execution.names import BUILD_ID_TAG, LOST_TAG, MODEL_VERSIONS
+from vyvo_dagster.store.records import Build
+from vyvo_dagster.streams import entries, keys
+from vyvo_dagster.streams.client import AsyncRedis
+
+__all__ = ["build_queue"]
+
+_CONSUMER = "build_queue"
+_BATCH = 100
+# Longer than a tick may take: then the tick that read the entry is dead.
+_TAKE_OVER_MS = 120_000
+
+_UNDER_WAY = [
+    DagsterRunStatus.NOT_STARTED,
+    DagsterRunStatus.QUEUED,
+    DagsterRunStatus.STARTING,
+    DagsterRunStatus.STARTED,
+    DagsterRunStatus.CANCELING,
+]
+
+
+@sensor(
+    job=build_runner,
+    minimum_interval_seconds=5,
+    default_status=DefaultSensorStatus.RUNNING,
+    description="Launch queued builds that nobody has launched.",
+)
+def build_queue(
+    context: SensorEvaluationContext, store: StoreResource, streams: StreamsResource
+) -> SensorResult | SkipReason:
+    """One run per claimed build; an entry is acknowledged once its row was looked at."""
+    try:
+        read = streams.call(_read)
+    except Unavailable as error:
+        # The rows alone suffice.
+        context.log.warning("%s", error.detail)
+        read = []
+    announced = list(_ids(read))
+    waiting = store.call(lambda db: db.builds.unlaunched(_BATCH))
+    requests: list[RunRequest] = []
+    for id in dict.fromkeys([*announced, *waiting]):
+        under_way = id in waiting and _has_run(context.instance, streams, id)
+        build = store.call(lambda db, id=id: db.builds.claim_launch(id))
+        # A claim on a build whose run still waits for a worker only keeps it from the next ticks.
+        if build is not None and not under_way:
+            requests.append(_request(build))
+    if read:
+        streams.call(lambda redis: entries.acknowledge(redis, keys.GROUP_DAGSTER, read))
+    if not requests:
+        return SkipReason("no queued build waits for a launch")
+    partitions = [request.partition_key for request in requests if request.partition_key]
+    return SensorResult(
+        run_requests=requests,
+        dynamic_partitions_requests=[MODEL_VERSIONS.build_add_request(partitions)],
+    )
+
+
+def _request(build: Build) -> RunRequest:
+    claimed = build.launch_claimed_at
+    assert claimed is not None  # set by the claim
+    return RunRequest(
+        run_key=f"{build.id}:{claimed.timestamp():.6f}",
+        partition_key=partition_key(build.model_id, build.version),
+        tags={BUILD_ID_TAG: str(build.id)},
+    )
+
+
+async def _read(redis: AsyncRedis) -> list[entries.Entry]:
+    new = await entries.read_new(redis, keys.GROUP_DAGSTER, _CONSUMER, keys.BUILDS, _BATCH)
+    left = await entries.take_over(
+        redis, keys.GROUP_DAGSTER, _CONSUMER, keys.BUILDS, _TAKE_OVER_MS, _BATCH
+    )
+    return [*new, *left]
+
+
+def _ids(read: Iterable[entries.Entry]) -> Iterable[UUID]:
+    for entry in read:
+        try:
+            yield UUID(entry.fields.get("id", ""))
+        except ValueError:
+            continue
+
+
+def _has_run(instance: DagsterInstance, streams: StreamsResource, id: UUID) -> bool:
+    """Whether a run of the build waits or works; one whose message was lost is ended here."""
+    found = instance.get_runs(RunsFilter(tags={BUILD_ID_TAG: str(id)}, statuses=_UNDER_WAY))
+    if not found:
+        return False
+    with streams.connection() as redis:
+        lost = [run for run in found if read_lease(redis, run.run_id) is Lease.LOST]
+    for run in lost:
+        _end_lost(instance, run)
+    return len(lost) < len(found)
+
+
+def _end_lost(instance: DagsterInstance, run: DagsterRun) -> None:
+    instance.add_run_tags(run.run_id, {LOST_TAG: "true"})
+    instance.report_run_canceled(run, "Its message was lost before a worker took it; launched again.")

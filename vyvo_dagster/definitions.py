@@ -1,0 +1,46 @@
+"""The Dagster code location: composes, and nothing else.
+
+Values of the environment are read here; secrets are named, so that the UI shows no value.
+"""
+
+from dagster import Definitions, EnvVar, in_process_executor
+
+from assets import ASSETS, JOBS
+from ops import MAINTENANCE_JOBS
+from resources import BuildingResource, ObjectsResource, StoreResource, StreamsResource
+from sensors import SCHEDULES, SENSORS
+from vyvo_dagster.settings import S3Settings, Settings
+
+__all__ = ["defs"]
+
+_settings = Settings()
+_s3 = S3Settings()
+
+defs = Definitions(
+    assets=ASSETS,
+    jobs=[*JOBS, *MAINTENANCE_JOBS],
+    sensors=SENSORS,
+    schedules=SCHEDULES,
+    # A step's own process would be paid with each step's start; steps of a build share one.
+    executor=in_process_executor,
+    resources={
+        "store": StoreResource(dsn=EnvVar("VYVO_POSTGRES_DSN")),
+        "streams": StreamsResource(url=EnvVar("VYVO_REDIS_URL")),
+        "objects": ObjectsResource(
+            endpoint=_s3.endpoint,
+            access_key=EnvVar("VYVO_S3_ACCESS_KEY"),
+            secret_key=EnvVar("VYVO_S3_SECRET_KEY"),
+            region=_s3.region,
+            bucket_prefix=_s3.bucket_prefix,
+        ),
+        "building": BuildingResource(
+            data_dir=str(_settings.data_dir.resolve()),
+            registry=_settings.registry,
+            base_image=_settings.base_image,
+            engine=_settings.engine,
+            docker_host=_settings.docker_host,
+            backend=_settings.build_backend,
+            artifact_ttl_seconds=_settings.artifact_ttl_seconds,
+        ),
+    },
+)

@@ -1,0 +1,102 @@
+"""The Celery app of the workers that execute Dagster runs.
+
+    celery -A vyvo_dagster.execution.celery_app worker --pool prefork --concurrency 2
+
+Warm: the main process imports the code location before it forks its pool, so that a run neither
+starts an interpreter nor imports anything.
+"""
+
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from celery import Task
+from celery.signals import worker_init, worker_process_init, worker_shutting_down
+from celery.worker import state
+from dagster._grpc.types import ExecuteRunArgs, ResumeRunArgs
+from dagster._serdes import unpack_value
+from dagster_celery.make_app import make_app
+from dagster_celery.tasks import create_execute_job_task, create_resume_job_task
+
+from vyvo_dagster.execution.broker import CELERY_CONFIG
+from vyvo_dagster.execution.lease import hold_lease
+from vyvo_dagster.execution.names import CODE_LOCATION_MODULE
+from vyvo_dagster.execution.warm import warm
+from vyvo_dagster.settings import Settings
+from vyvo_dagster.streams.client import connect_sync
+
+__all__ = ["app"]
+
+_settings = Settings()
+app = make_app({
+    "broker": _settings.redis_url,
+    "backend": _settings.redis_url,
+    "config_source": CELERY_CONFIG,
+})  # fmt: skip
+
+
+class RunTask(Task):
+    """A task that executes one Dagster run, under its lease."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Execute the run; SIGTERM interrupts it, and only it."""
+        (packed,) = kwargs.values()
+        run: ExecuteRunArgs | ResumeRunArgs = unpack_value(packed)
+        redis = connect_sync(_settings.redis_url)
+        try:
+            with _signals_kept(), hold_lease(redis, run.run_id):
+                return super().__call__(*args, **kwargs)
+        finally:
+            redis.close()
+
+
+execute_job = create_execute_job_task(app, base=RunTask)
+resume_job = create_resume_job_task(app, base=RunTask)
+
+
+@contextmanager
+def _signals_kept() -> Generator[None]:
+    """Give Dagster an interrupt handler to restore, and put the pool's own handlers back after it.
+
+    Dagster maps SIGTERM to whatever SIGINT has; the pool ignores SIGINT, so that without this a
+    process could not be terminated any more after its first run.
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def interrupted(_number: int, _frame: FrameType | None) -> None:
+        sys.exit(128 + signal.SIGTERM)
+
+    for number in before:
+        signal.signal(number, interrupted)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@worker_init.connect
+def _preload(**_kwargs: Any) -> None:
+    """Import the code location and what its runs use, in the process that the pool is forked from."""
+    # By name, as Dagster itself loads it: execution stands below the code location.
+    importlib.import_module(CODE_LOCATION_MODULE)
+
+
+@worker_process_init.connect
+def _warm(**_kwargs: Any) -> None:
+    """Do once what would else be paid by the first run of this process."""
+    warm(importlib.import_module(CODE_LOCATION_MODULE).defs)
+
+
+@worker_shutting_down.connect
+def _interrupt_runs(**_kwargs: Any) -> None:
+    """Interrupt the runs under way: a build may take an hour, and its retry goes on with it."""
+    for request in list(state.active_requests):
+        pid = getattr(request, "worker_pid", None)
+        if pid:
+            os.kill(pid, signal.SIGTERM)

@@ -1,0 +1,76 @@
+"""dagster-celery's run launcher, made to notice workers and messages that are gone.
+
+`dagster.yaml` names it; the webserver and the daemon load it.
+"""
+
+from typing import Any
+
+from celery import Celery
+from dagster import DagsterRunStatus
+from dagster._core.launcher import CheckRunHealthResult, LaunchRunContext, WorkerStatus
+from dagster._core.storage.dagster_run import DagsterRun
+from dagster_celery.launcher import CeleryRunLauncher
+from dagster_celery.tags import DAGSTER_CELERY_TASK_ID_TAG
+from redis.exceptions import RedisError
+from typing_extensions import override
+
+from vyvo_dagster.execution.broker import CELERY_CONFIG
+from vyvo_dagster.execution.lease import Lease, note_queued, read_lease
+from vyvo_dagster.streams.client import Redis, connect_sync
+
+__all__ = ["LeasedCeleryRunLauncher"]
+
+
+class LeasedCeleryRunLauncher(CeleryRunLauncher):
+    """Starts runs as tasks of warm Celery workers, over Redis.
+
+    Takes the configuration of CeleryRunLauncher; `broker` must be a Redis URL, and is the results
+    backend too.
+    """
+
+    @override
+    def app_args(self) -> dict[str, Any]:
+        args = super().app_args()
+        return {
+            **args,
+            "backend": self.broker,
+            "config_source": {**(args["config_source"] or {}), **CELERY_CONFIG},
+        }
+
+    @override
+    def launch_run(self, context: LaunchRunContext) -> None:
+        note_queued(self._redis, context.dagster_run.run_id)
+        super().launch_run(context)
+
+    @override
+    def terminate(self, run_id: str) -> bool:
+        run = self._instance.get_run_by_id(run_id)
+        if run is None or DAGSTER_CELERY_TASK_ID_TAG not in run.tags:
+            return False
+        waiting = read_lease(self._redis, run_id) is not Lease.RUNNING
+        self._app.control.revoke(run.tags[DAGSTER_CELERY_TASK_ID_TAG], terminate=True)
+        if waiting and run.status is not DagsterRunStatus.STARTED:
+            # No process will ever report the end of a run that never began.
+            self._instance.report_run_canceled(run)
+        return True
+
+    @override
+    def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
+        try:
+            lease = read_lease(self._redis, run.run_id)
+        except RedisError:
+            # A run is not failed because Redis is away for a moment.
+            return CheckRunHealthResult(WorkerStatus.RUNNING)
+        if lease is Lease.LOST:
+            return CheckRunHealthResult(WorkerStatus.FAILED, "The worker that executed the run is gone.")
+        return CheckRunHealthResult(WorkerStatus.RUNNING)
+
+    @property
+    def _app(self) -> Celery:
+        return self.celery
+
+    @property
+    def _redis(self) -> Redis:
+        if not hasattr(self, "_connection"):
+            self._connection = connect_sync(self.broker or "redis://127.0.0.1:6379/0")
+        return self._connection

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +38,6 @@ class Limits:
     first_retry: float = 60.0
     longest_retry: float = 900.0
     drain: float = 10.0
-    report: float = 15.0
 
 
 class Preparation(Protocol):
@@ -62,7 +61,7 @@ class Assignment:
 
     Args:
         desired: what is asked for.
-        launcher: starts its runner; None when this node cannot run that kind of image.
+        launchers: in order of preference; the first that accepts the image starts its runner.
         preparation: the node's side.
         limits: times and counts.
         changed: called after every change of state.
@@ -71,7 +70,7 @@ class Assignment:
     def __init__(
         self,
         desired: DesiredAssignment,
-        launcher: Launcher | None,
+        launchers: Sequence[Launcher],
         preparation: Preparation,
         limits: Limits,
         changed: Callable[[], None],
@@ -79,8 +78,7 @@ class Assignment:
         self.desired = desired
         self.state = AssignmentState.REQUESTED
         self.detail: str | None = None
-        self.removing_was_reported = asyncio.Event()
-        self._launcher = launcher
+        self._launchers = launchers
         self._preparation = preparation
         self._limits = limits
         self._changed = changed
@@ -90,19 +88,16 @@ class Assignment:
         self._idle.set()
         self._loaded: Loaded | None = None
         self._state_changed = asyncio.Event()
-        self._removal = asyncio.Event()
+        self._turn = asyncio.Event()
+        self._replaced = False
         self._drains = True
+        self.removing = False
         self._retry = asyncio.Event()
 
     @property
     def name(self) -> str:
         """`owner/name@version`."""
         return f"{self.desired.model_id}@{self.desired.version}"
-
-    @property
-    def removing(self) -> bool:
-        """Whether its end was asked for."""
-        return self._removal.is_set()
 
     def observed(self) -> ObservedAssignment:
         """What a heartbeat reports."""
@@ -115,8 +110,13 @@ class Assignment:
 
     def remove(self, *, drain: bool = True) -> None:
         """Ask for its end: `run` drains, stops the runner, deletes the file, and returns."""
-        self._drains = drain
-        self._removal.set()
+        self._drains, self.removing = drain, True
+        self._turn.set()
+
+    def replace(self, desired: DesiredAssignment, preparation: Preparation) -> None:
+        """Go on with what is asked for now: drain, stop the runner, and load anew."""
+        self.desired, self._preparation, self._replaced = desired, preparation, True
+        self._turn.set()
 
     def retry(self) -> None:
         """If it failed, try once more now."""
@@ -142,19 +142,22 @@ class Assignment:
 
     async def run(self) -> None:
         """Load, serve, reload; return once removed."""
-        work = asyncio.create_task(self._work())
-        try:
-            await self._removal.wait()
-            self._set(AssignmentState.REMOVING)
-            if self._drains:
-                await _bounded(self._idle, self._limits.drain)
-        finally:
-            work.cancel()
-            await asyncio.wait({work})
-            self._preparation.forget(self.desired)
-        if self._drains:
-            # The registry's state machine has no arrow past REMOVING: it has to be told of it.
-            await _bounded(self.removing_was_reported, self._limits.report)
+        while not self.removing:
+            self._turn.clear()
+            self._replaced = False
+            work = asyncio.create_task(self._work())
+            try:
+                await self._turn.wait()
+                if self.removing:
+                    self._set(AssignmentState.REMOVING)
+                else:
+                    self._set(AssignmentState.LOADING, "what is asked for has changed")
+                if self._drains:
+                    await _bounded(self._idle, self._limits.drain)
+            finally:
+                work.cancel()
+                await asyncio.wait({work})
+                self._preparation.forget(self.desired)
         self._set(AssignmentState.REMOVED)
 
     async def _work(self) -> None:
@@ -173,10 +176,11 @@ class Assignment:
 
     async def _load_and_serve(self) -> None:
         """Serve for good; return only by raising VyvoError."""
-        launcher = self._launcher
+        image = self.desired.runner_image
+        launcher = next((one for one in self._launchers if one.accepts(image)), None)
         if launcher is None:
             raise RunnerFailed(
-                f"{self.desired.runner_image} needs a container engine, and this node runs processes; "
+                f"{image} needs a container engine, and this node runs processes; "
                 "start an engine here, or build the version with the venv backend"
             )
         weights = await self._pulled(launcher)
@@ -223,7 +227,7 @@ class Assignment:
         while True:
             if self.removing:
                 raise NotServing(f"{self.name} is being removed from this node")
-            if self._loaded is not None and not self._loaded.gone.is_set():
+            if self._loaded is not None and not self._loaded.gone.is_set() and not self._replaced:
                 return self._loaded
             if self.state is AssignmentState.FAILED:
                 raise NotServing(f"{self.name} failed on this node: {self.detail}")

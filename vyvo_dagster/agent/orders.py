@@ -100,7 +100,7 @@ class Orders:
         try:
             await self._redis.xgroup_create(self._stream, keys.GROUP_AGENT, id="0", mkstream=True)
         except ResponseError as error:
-            if not "BUSYGROUP" in str(error):
+            if "BUSYGROUP" not in str(error):
                 raise
         consumers: list[dict[str, Any]] = await self._redis.xinfo_consumers(
             self._stream, keys.GROUP_AGENT

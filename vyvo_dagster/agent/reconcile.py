@@ -106,7 +106,7 @@ class Reconciler:
     """All assignments of this node; each is a task of `group`.
 
     Args:
-        launchers: in order of preference; the first that accepts an image runs it.
+        launchers: in order of preference; the first that accepts an image starts its runner.
         env_files: where environment files are written.
         limits: for each assignment.
         group: owner of the tasks.
@@ -128,7 +128,8 @@ class Reconciler:
         self._changed = changed
         self._assignments: dict[UUID, Assignment] = {}
         self._tasks: dict[UUID, asyncio.Task[None]] = {}
-        self._specs: dict[UUID, tuple[DesiredAssignment, object]] = {}
+        self._terms: dict[UUID, tuple[DesiredAssignment, object]] = {}
+        self._wanted: frozenset[UUID] = frozenset()
         self._appeared = asyncio.Event()
         self._swept = False
         self._closing = False
@@ -142,35 +143,40 @@ class Reconciler:
             return
         if not self._swept:
             await self._sweep(wanted)
+        self._wanted = frozenset(wanted)
         for known, assignment in self._assignments.items():
-            asked = wanted.get(known)
-            if asked is None or (asked, _stable(session)) != self._specs[known]:
+            if known not in wanted and not assignment.removing:
                 assignment.remove()
         for new, asked in wanted.items():
-            # One that is being removed is started again once it is gone, by a later heartbeat.
-            if new not in self._assignments:
-                self._start(new, asked, session, preparation)
+            assignment = self._assignments.get(new)
+            terms = (asked, _stable(session))
+            # One that is desired again while it is removed starts anew once it is gone.
+            if assignment is None or assignment.state is AssignmentState.REMOVED:
+                self._start(new, asked, preparation)
+            elif not assignment.removing and terms != self._terms[new]:
+                assignment.replace(asked, preparation)
+            self._terms[new] = terms
         self._appeared.set()
         self._appeared = asyncio.Event()
 
     def observed(self) -> list[ObservedAssignment]:
-        """What a heartbeat reports."""
-        return [assignment.observed() for assignment in self._assignments.values()]
+        """What a heartbeat reports.
+
+        One that is desired again while it is removed is left out: its removal, told now, would
+        end what has been asked for since.
+        """
+        return [
+            assignment.observed()
+            for known, assignment in self._assignments.items()
+            if not (assignment.removing and known in self._wanted)
+        ]
 
     def acknowledge(self, reported: Iterable[ObservedAssignment]) -> None:
-        """Note that the control plane has heard of these states."""
+        """Forget what the control plane now knows to be removed."""
         for observed in reported:
-            assignment = self._assignments.get(observed.assignment_id)
-            if assignment is None:
-                continue
-            if observed.state is AssignmentState.REMOVING:
-                assignment.removing_was_reported.set()
-            elif observed.state is AssignmentState.REMOVED and assignment.state is observed.state:
-                del self._assignments[observed.assignment_id]
-                del self._tasks[observed.assignment_id]
-                del self._specs[observed.assignment_id]
-                # It may be desired again already.
-                self._changed.set()
+            known = observed.assignment_id
+            if observed.state is AssignmentState.REMOVED and known in self._assignments:
+                del self._assignments[known], self._tasks[known], self._terms[known]
 
     def retry_failed(self) -> None:
         """Try again at once what has failed."""
@@ -200,14 +206,12 @@ class Reconciler:
             for task in late:
                 task.cancel()
 
-    def _start(
-        self, id: UUID, desired: DesiredAssignment, session: Session, preparation: NodePreparation
-    ) -> None:
-        launcher = next((one for one in self._launchers if one.accepts(desired.runner_image)), None)
-        assignment = Assignment(desired, launcher, preparation, self._limits, self._changed.set)
-        self._assignments[id] = assignment
-        self._specs[id] = (desired, _stable(session))
-        self._tasks[id] = self._group.create_task(assignment.run(), name=f"assignment {id}")
+    def _start(self, known: UUID, desired: DesiredAssignment, preparation: NodePreparation) -> None:
+        assignment = Assignment(
+            desired, self._launchers, preparation, self._limits, self._changed.set
+        )
+        self._assignments[known] = assignment
+        self._tasks[known] = self._group.create_task(assignment.run(), name=f"assignment {known}")
 
     async def _sweep(self, wanted: Iterable[UUID]) -> None:
         """Once after the start: what an earlier agent left and nobody desires now."""

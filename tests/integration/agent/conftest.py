@@ -58,6 +58,7 @@ def _environment(root: Path) -> None:
 
 def _run(command: list[str], cwd: Path, **env: str) -> None:
     done = subprocess.run(
-        command, cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True, timeout=180
+        command, check=False, cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True,
+        timeout=180,
     )
     assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"

@@ -3,9 +3,10 @@
 import asyncio
 import socket
 from collections import deque
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any, AsyncIterator
+from typing import Any
 from uuid import UUID, uuid4
 
 import uvicorn
@@ -82,7 +83,7 @@ class ControlPlane:
 
     def ended(self, job_id: UUID) -> CompletionReport | None:
         """The report of a job's end."""
-        return next((report for id, report in self.completions if id == job_id), None)
+        return next((report for known, report in self.completions if known == job_id), None)
 
     def _refused(self, call: str) -> Response | None:
         self.changed.set()

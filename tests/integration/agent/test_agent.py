@@ -115,8 +115,9 @@ async def test_a_job_from_order_to_report(
         assert report.output[0]["weights"] == weights.decode()
         assert set(report.timings) == {"wait", "predict", "upload", "total"}
         assert 0.4 <= report.timings["predict"] <= report.timings["total"] < 5
-        told = [p for id, p in plane.progress if id == run.job_id]
-        assert told[0].fraction is None and not told[0].logs
+        told = [p for job_id, p in plane.progress if job_id == run.job_id]
+        assert told[0].fraction is None
+        assert not told[0].logs
         assert told[-1].fraction == 1.0
         assert [line for p in told for line in p.logs] == [f"step {n}" for n in range(1, 5)]
 
@@ -152,6 +153,42 @@ async def test_removal_is_reported_in_order_and_once(
         await plane.until(lambda: "removed" in plane.states(asked.assignment_id))
         assert plane.states(asked.assignment_id)[-3:] == ["ready", "removing", "removed"]
         await plane.until(lambda: not plane.heartbeats[-1].assignments)
+
+
+async def test_what_is_desired_again_while_it_is_removed_comes_back(
+    plane: ControlPlane, started: Start, runner_image: str
+) -> None:
+    asked = desire(plane, runner_image)
+    async with started():
+        await loaded(plane, asked)
+        run = order(asked, steps=10, seconds=0.05)
+        await plane.order(OrderKind.RUN, run)
+        await plane.until(lambda: plane.progress)
+        del plane.desired[asked.assignment_id]
+        await plane.order(OrderKind.SYNC)
+        await plane.until(lambda: plane.state(asked.assignment_id) == "removing")
+        plane.desired[asked.assignment_id] = asked
+        await plane.until(lambda: plane.state(asked.assignment_id) is None)
+        await loaded(plane, asked)
+        # Told of the removal, the control plane would have ended what was asked for since.
+        assert "removed" not in plane.states(asked.assignment_id)
+        assert plane.ended(run.job_id).status is AttemptStatus.SUCCEEDED
+
+
+async def test_a_changed_assignment_is_loaded_anew_and_never_removed(
+    plane: ControlPlane, started: Start, runner_image: str
+) -> None:
+    asked = desire(plane, runner_image, env={"GREETING": "one"})
+    async with started():
+        await loaded(plane, asked)
+        changed = asked.model_copy(update={"env": {"GREETING": "two"}})
+        plane.desired[asked.assignment_id] = changed
+        await plane.until(lambda: plane.states(asked.assignment_id).count("loading") == 2)
+        run = order(asked, how="env", steps=0)
+        await plane.order(OrderKind.RUN, run)
+        report = await plane.until(lambda: plane.ended(run.job_id))
+        assert report.output[0]["GREETING"] == "two"
+        assert not {"removing", "removed"} & set(plane.states(asked.assignment_id))
 
 
 async def test_inline_outputs_become_artifacts(
@@ -201,8 +238,8 @@ async def test_a_runner_that_keeps_dying_fails_its_assignment(
             beats = len(plane.heartbeats)
             run = order(asked, how="die", steps=0)
             await plane.order(OrderKind.RUN, run)
-            await plane.until(lambda: plane.ended(run.job_id))
-            await plane.until(lambda: len(plane.heartbeats) > beats + 1)
+            await plane.until(lambda run=run: plane.ended(run.job_id))
+            await plane.until(lambda beats=beats: len(plane.heartbeats) > beats + 1)
         await plane.until(lambda: plane.state(asked.assignment_id) == "failed")
         detail = plane.heartbeats[-1].assignments[0].detail or ""
         assert "2 times in a row" in detail
@@ -275,12 +312,12 @@ async def test_stale_and_fenced_attempts_are_ended_and_not_reported(
         await plane.order(OrderKind.RUN, stale)
         fenced = order(asked, steps=200, seconds=0.05)
         await plane.order(OrderKind.RUN, fenced)
-        await plane.until(lambda: any(id == fenced.job_id for id, _ in plane.progress), 10)
+        await plane.until(lambda: any(job_id == fenced.job_id for job_id, _ in plane.progress), 10)
         plane.fenced = [AttemptRef(job_id=fenced.job_id, attempt=1)]
         after = order(asked, steps=0)
         await plane.order(OrderKind.RUN, after)
         await plane.until(lambda: plane.ended(after.job_id), 10)
-        assert {id for id, _ in plane.completions} == {after.job_id}
+        assert {job_id for job_id, _ in plane.completions} == {after.job_id}
         await plane.until(lambda: not plane.heartbeats[-1].running)
 
 
@@ -302,7 +339,7 @@ async def test_a_report_is_repeated_until_it_is_taken(
         report = await plane.until(lambda: plane.ended(refused.job_id))
         assert report.status is AttemptStatus.FAILED
         assert "refused as invalid_input" in report.error.message
-        assert [id for id, _ in plane.completions].count(run.job_id) == 1
+        assert [job_id for job_id, _ in plane.completions].count(run.job_id) == 1
 
 
 async def test_a_stop_hands_back_what_runs_and_says_so(
@@ -318,7 +355,8 @@ async def test_a_stop_hands_back_what_runs_and_says_so(
         began = loop.time()
     assert loop.time() - began < 8
     report = plane.ended(run.job_id)
-    assert report is not None and report.status is AttemptStatus.HANDED_BACK
+    assert report is not None
+    assert report.status is AttemptStatus.HANDED_BACK
     assert plane.heartbeats[-1].leaving
     assert not plane.heartbeats[-2].leaving
 
@@ -384,9 +422,9 @@ async def test_what_cannot_run_here_says_why(plane: ControlPlane, started: Start
         desire(plane, runner_image, weights_url="s3://bucket/key").assignment_id: "checksum",
     }
     async with started():
-        await plane.until(lambda: all(plane.state(id) == "failed" for id in wanted))
+        await plane.until(lambda: all(plane.state(known) == "failed" for known in wanted))
         details = {a.assignment_id: a.detail or "" for a in plane.heartbeats[-1].assignments}
-    assert {id: why for id, why in wanted.items() if why not in details[id]} == {}, details
+    assert [why for known, why in wanted.items() if why not in details[known]] == [], details
 
 
 async def test_a_second_agent_on_the_same_directory_is_refused(

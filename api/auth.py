@@ -35,7 +35,10 @@ _BEARER: Final = HTTPBearer(
     auto_error=False, scheme_name="Bearer", description="`Authorization: Bearer vyk_...`"
 )
 _HEADER: Final = APIKeyHeader(
-    name="X-API-Key", auto_error=False, scheme_name="ApiKey", description="The same key, in a header."
+    name="X-API-Key",
+    auto_error=False,
+    scheme_name="ApiKey",
+    description="The same key, in a header.",
 )
 
 Bearer = Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)]

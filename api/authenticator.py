@@ -59,7 +59,9 @@ class Authenticator:
         """
         token = parse_token(text)
         if token is None or token.kind is not TokenKind.KEY:
-            raise InvalidInput("VYVO_ADMIN_KEY must look like vyk_<8 hex digits>_<43 URL-safe characters>")
+            raise InvalidInput(
+                "VYVO_ADMIN_KEY must look like vyk_<8 hex digits>_<43 URL-safe characters>"
+            )
         async with self._database.transaction() as store:
             await store.keys.add(
                 id=uuid7(), prefix=token.prefix, secret_sha256=token.digest, name="admin key",

@@ -135,14 +135,18 @@ async def open_context(settings: Settings, s3: S3Settings) -> AsyncGenerator[Con
 
 async def _ensure_admin_key(context: Context) -> None:
     key = context.settings.admin_key
+    if key is None:
+        return
     deadline = time.monotonic() + _START_SECONDS
-    while key is not None:
+    while True:
         try:
-            return await context.authenticator.ensure_admin_key(key.get_secret_value())
+            await context.authenticator.ensure_admin_key(key.get_secret_value())
         except Unavailable:
             if time.monotonic() > deadline:
                 raise
             await asyncio.sleep(0.25)
+        else:
+            return
 
 
 async def _note_use(context: Context) -> None:

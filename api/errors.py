@@ -41,7 +41,10 @@ class Problem(BaseModel):
 
 
 def problem(
-    status: int, code: str, detail: str, extra: Mapping[str, Any] | None = None,
+    status: int,
+    code: str,
+    detail: str,
+    extra: Mapping[str, Any] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
     """One problem document as an answer."""
@@ -80,9 +83,7 @@ async def _of_validation(_: Request, error: Exception) -> JSONResponse:
     first = errors[0] if errors else {"loc": [], "msg": "invalid"}
     where = ".".join(first["loc"][1:]) or ".".join(first["loc"]) or "request"
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-    return problem(
-        422, InvalidInput.code, f"{where}: {first['msg']}{more}", {"errors": errors}
-    )
+    return problem(422, InvalidInput.code, f"{where}: {first['msg']}{more}", {"errors": errors})
 
 
 async def _of_bug(_: Request, _error: Exception) -> JSONResponse:

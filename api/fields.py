@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Final, Generic, TypeVar
+from typing import Annotated, Any, Final, Generic, Protocol, TypeVar
 from uuid import UUID
 
 from fastapi import Query
@@ -48,10 +48,18 @@ class Listing(BaseModel, Generic[T]):
     next_cursor: str | None
 
 
-def listing(items: Sequence[T], limit: int, cursor_of: Any) -> tuple[list[T], str | None]:
+class _Identified(Protocol):
+    @property
+    def id(self) -> UUID: ...
+
+
+R = TypeVar("R", bound=_Identified)
+
+
+def listing(rows: Sequence[R], limit: int) -> tuple[list[R], str | None]:
     """Split what a repository's page gave (one more than `limit`) into items and next cursor."""
-    shown = list(items[:limit])
-    return shown, str(cursor_of(shown[-1])) if len(items) > limit else None
+    shown = list(rows[:limit])
+    return shown, str(shown[-1].id) if len(rows) > limit else None
 
 
 def check_json(value: Any, what: str) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable
+from contextlib import suppress
 from typing import Final, Literal
 
 from fastapi import APIRouter
@@ -77,12 +78,10 @@ async def readyz(context: Ctx) -> Readiness:
     responses={200: {"content": {"text/plain": {}}, "description": "Prometheus text format."}},
 )  # fmt: skip
 async def scrape(context: Ctx) -> Response:
-    """This process' own, and queues and nodes as the rows say."""
-    try:
+    """Figures of this process, and of queues and nodes as the rows say."""
+    # Without the database the process' own figures are still worth having.
+    with suppress(Unavailable):
         await _figures.refresh(context.database)
-    except Unavailable:
-        # The process' own figures are still worth having.
-        pass
     return Response(metrics.exposition(), media_type=metrics.CONTENT_TYPE)
 
 

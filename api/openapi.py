@@ -46,7 +46,7 @@ def _document(app: FastAPI, routers: Sequence[APIRouter]) -> dict[str, Any]:
         schemas.pop(name, None)
     for route in (route for router in routers for route in router.routes):
         if isinstance(route, APIRoute):
-            for method in route.methods:
+            for method in route.methods or ():
                 _complete(made["paths"][route.path_format][method.lower()], route, method)
     return made
 
@@ -55,7 +55,9 @@ def _complete(operation: dict[str, Any], route: APIRoute, method: str) -> None:
     scope, secured = _security(route.dependant)
     if scope is not None:
         operation["x-required-scope"] = scope
-        operation["description"] = f"{operation.get('description', '')}\n\nScope: `{scope}`.".strip()
+        operation["description"] = (
+            f"{operation.get('description', '')}\n\nScope: `{scope}`.".strip()
+        )
     codes = {503}
     if secured:
         codes |= {401, 403}

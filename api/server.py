@@ -31,7 +31,9 @@ class Server(uvicorn.Server):
 
 def run() -> None:
     """Serve until SIGINT or SIGTERM; requests under way get five seconds."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
     # httpx writes a line per request to Dagster.
     logging.getLogger("httpx").setLevel(logging.WARNING)
     settings = Settings()  # pyright: ignore[reportCallIssue]

@@ -24,7 +24,7 @@ async def browse(
     """Newest first. A key that is no admin's sees its own tenant's."""
     async with context.database.transaction() as store:
         found = await store.artifacts.browse(principal.sees, cursor, limit, type)
-    shown, next_cursor = listing(found, limit, lambda a: a.id)
+    shown, next_cursor = listing(found, limit)
     seconds = context.settings.presign_seconds
     items = [artifact_view(a, context.objects, seconds) for a in shown]
     return Listing(items=items, next_cursor=next_cursor)

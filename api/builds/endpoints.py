@@ -41,7 +41,7 @@ async def browse(
         parse_model_id(model_id)
     async with context.database.transaction() as store:
         found = await store.builds.browse(principal.sees, cursor, limit, status, model_id)
-    shown, next_cursor = listing(found, limit, lambda b: b.id)
+    shown, next_cursor = listing(found, limit)
     return Listing(items=[build_view(b) for b in shown], next_cursor=next_cursor)
 
 
@@ -83,7 +83,9 @@ async def follow(
         build = await service.find(store, principal, build_id)
     if "text/event-stream" in accept:
         after = int(last_event_id) if last_event_id and last_event_id.isdecimal() else 0
-        return sse.event_stream("builds.logs", sse.until(context.stopping, _events(context, build, after)))
+        return sse.event_stream(
+            "builds.logs", sse.until(context.stopping, _events(context, build, after))
+        )
     lines = sse.until(context.stopping, _lines(context, build))
     return StreamingResponse(lines, media_type="text/plain; charset=utf-8")
 

@@ -69,10 +69,11 @@ class Launcher:
         while self._url is not None:
             try:
                 await self._ask(_WARM, {})
-                return
             except Unavailable:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, _LONGEST_WARM_UP_PAUSE)
+            else:
+                return
 
     async def launch(self, build_id: UUID) -> None:
         """Launch a queued build's run, unless another launcher has claimed it."""
@@ -125,7 +126,9 @@ class Launcher:
             answer.raise_for_status()
             body: Any = answer.json()
         except (httpx.HTTPError, ValueError) as error:
-            raise Unavailable(f"Dagster at {self._url} does not answer ({type(error).__name__})") from error
+            raise Unavailable(
+                f"Dagster at {self._url} does not answer ({type(error).__name__})"
+            ) from error
         if body.get("errors"):
             raise Unavailable(f"Dagster refused the request: {body['errors'][0].get('message')}")
         data: dict[str, Any] = body["data"]

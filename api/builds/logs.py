@@ -20,6 +20,8 @@ from vyvo_dagster.streams.logs import LogLine
 __all__ = ["follow", "slice_of"]
 
 _IDLE_SECONDS: Final = 5.0
+_AWAY_SECONDS: Final = 1.0
+_PAGE: Final = 20_000
 _SETTLE_SECONDS: Final = 3.0
 _SETTLE_PAUSE: Final = 0.05
 
@@ -39,35 +41,35 @@ async def follow(
 ) -> AsyncGenerator[LogView | BuildState | None]:
     """Lines after line `after` as they come; None in silence; last of all the build's terminal state."""
     last = after
-    if build.state in BUILD.terminal:
-        # More than one page may be kept: read on until there is no more.
-        while found := await _kept(context, build, last, 20_000):
-            for line in found:
-                yield _view(line)
+    while build.state not in BUILD.terminal:
+        async with aclosing(_live(context, build.id, last)) as live:
+            async for line in live:
+                if line.end is not None:
+                    yield await _terminal(context, build.id, BuildState(line.end))
+                    return
                 last = line.n
-        yield build.state
-        return
-    while True:
-        try:
-            live = logs.follow(context.log_redis, build.id, last, _IDLE_SECONDS)
-            async with aclosing(cast("AsyncGenerator[LogLine | None]", live)) as found:
-                async for line in found:
-                    if line is None:
-                        break
-                    if line.end is not None:
-                        yield await _terminal(context, build.id, BuildState(line.end))
-                        return
-                    last = line.n
-                    yield _view(line)
-        except RedisError:
-            await asyncio.sleep(1.0)
+                yield _view(line)
         # Nothing came for a while: the end may have been reached without an entry that says so.
-        now = await _row(context, build.id)
-        if now is not None and now.state in BUILD.terminal:
-            async for rest in follow(context, now, last):
-                yield rest
-            return
+        build = await _row(context, build.id) or build
         yield None
+    while found := await _kept(context, build, last, _PAGE):
+        for line in found:
+            yield _view(line)
+            last = line.n
+    yield build.state
+
+
+async def _live(context: Context, build_id: UUID, after: int) -> AsyncGenerator[LogLine]:
+    """Lines after line `after` until some seconds pass without one, or Redis goes away."""
+    live = logs.follow(context.log_redis, build_id, after, _IDLE_SECONDS)
+    try:
+        async with aclosing(cast("AsyncGenerator[LogLine | None]", live)) as found:
+            async for line in found:
+                if line is None:
+                    return
+                yield line
+    except RedisError:
+        await asyncio.sleep(_AWAY_SECONDS)
 
 
 async def _kept(context: Context, build: Build, after: int, limit: int) -> list[LogLine]:
@@ -91,7 +93,9 @@ def _stored(context: Context, url: str, after: int, limit: int) -> list[LogLine]
         # Expired: a build outlives its log.
         return []
     rows = whole.decode(errors="replace").splitlines()[after : after + limit]
-    return [LogLine(**{k: row[k] for k in ("n", "t", "step", "text")}) for row in map(json.loads, rows)]
+    return [
+        LogLine(**{k: row[k] for k in ("n", "t", "step", "text")}) for row in map(json.loads, rows)
+    ]
 
 
 async def _terminal(context: Context, build_id: UUID, said: BuildState) -> BuildState:

@@ -11,7 +11,15 @@ from api.fields import Body, Text
 from vyvo_dagster.domain.build import BuildBackend, BuildState
 from vyvo_dagster.store.records import Build
 
-__all__ = ["BuildAccepted", "BuildRequest", "BuildView", "LogSlice", "LogView", "build_view", "masked"]
+__all__ = [
+    "BuildAccepted",
+    "BuildRequest",
+    "BuildView",
+    "LogSlice",
+    "LogView",
+    "build_view",
+    "masked",
+]
 
 # Long enough that a bad value reaches the check that names what is wrong with it.
 _Long = Annotated[str, Field(max_length=4096)]

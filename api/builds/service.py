@@ -114,11 +114,15 @@ async def cancel(context: Context, principal: Principal, build_id: UUID) -> Buil
     """
     async with context.database.transaction() as store:
         build = await find(store, principal, build_id)
-        canceled = await store.builds.move(build_id, BuildState.CANCELED, error="canceled by request")
+        canceled = await store.builds.move(
+            build_id, BuildState.CANCELED, error="canceled by request"
+        )
         if canceled is None:
             build = await find(store, principal, build_id)
             if build.state is not BuildState.CANCELED:
-                raise IllegalTransition(f"the build has {build.state}; only one that has not ended can be canceled")
+                raise IllegalTransition(
+                    f"the build has {build.state}; only one that has not ended can be canceled"
+                )
             return build
         if canceled.started_at is None:
             await store.models.move(canceled.version_id, VersionState.DRAFT)

@@ -67,7 +67,7 @@ async def browse(
         parse_model_id(model_id)
     async with context.database.transaction() as store:
         found = await store.jobs.browse(principal.sees, cursor, limit, status, model_id)
-    shown, next_cursor = listing(found, limit, lambda j: j.id)
+    shown, next_cursor = listing(found, limit)
     return Listing(items=[job_summary(j) for j in shown], next_cursor=next_cursor)
 
 

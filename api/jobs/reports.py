@@ -51,7 +51,9 @@ async def progress(
         told.append((job_id, JobEventKind.STARTED, {"status": str(JobState.RUNNING), "attempt": attempt,
                                                     "node_id": str(node_id)}))  # fmt: skip
     if report.fraction is not None:
-        told.append((job_id, JobEventKind.PROGRESS, {"fraction": report.fraction, "attempt": attempt}))
+        told.append(
+            (job_id, JobEventKind.PROGRESS, {"fraction": report.fraction, "attempt": attempt})
+        )
     if report.logs:
         told.append((job_id, JobEventKind.LOG, {"lines": mended(report.logs), "attempt": attempt}))
     await context.announcer.events(told)
@@ -135,7 +137,9 @@ def _check_artifact(context: Context, artifact: Artifact) -> None:
     bucket = parse_s3_uri(artifact.url).bucket
     allowed = [context.objects.bucket(modality) for modality in _OUTPUTS]
     if bucket not in allowed:
-        raise InvalidInput(f"artifact {artifact.url[:200]} is in none of the buckets {', '.join(allowed)}")
+        raise InvalidInput(
+            f"artifact {artifact.url[:200]} is in none of the buckets {', '.join(allowed)}"
+        )
 
 
 def _row(job: Job, position: int, artifact: Artifact) -> dict[str, Any]:

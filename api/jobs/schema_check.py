@@ -32,7 +32,11 @@ class InputSchemas:
             return
         errors = [
             {"path": error.json_path, "message": error.message[:_MESSAGE_CHARS]}
-            for error, _ in zip(self._of(version, version.input_schema).iter_errors(value), range(_ERRORS), strict=False)
+            for error, _ in zip(
+                self._of(version, version.input_schema).iter_errors(value),
+                range(_ERRORS),
+                strict=False,
+            )
         ]
         if errors:
             first = errors[0]

@@ -34,7 +34,9 @@ class JobRequest(Body):
 
     model_id: str = Field(max_length=4096, examples=["vyvo/digits"])
     version: str | None = Field(
-        None, max_length=4096, description="Unset takes the active version, else the newest ready one."
+        None,
+        max_length=4096,
+        description="Unset takes the active version, else the newest ready one.",
     )
     input: dict[str, Any] = Field(
         description="Checked against the version's input schema before it is queued.",
@@ -143,7 +145,10 @@ def job_summary(job: Job) -> JobSummary:
 
 
 def job_view(
-    job: Job, artifacts: Sequence[ArtifactView], attempts: Sequence[JobAttempt], position: int | None
+    job: Job,
+    artifacts: Sequence[ArtifactView],
+    attempts: Sequence[JobAttempt],
+    position: int | None,
 ) -> JobView:
     """A job's row as it is shown."""
     return JobView(

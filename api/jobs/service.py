@@ -79,7 +79,9 @@ async def cancel(context: Context, principal: Principal, job_id: UUID) -> JobVie
             else:
                 job = await find(store, principal, job_id)
                 if job.state in JOB.terminal and job.state is not JobState.CANCELED:
-                    raise IllegalTransition(f"the job has {job.state}; only one that has not ended can be canceled")
+                    raise IllegalTransition(
+                        f"the job has {job.state}; only one that has not ended can be canceled"
+                    )
         shown = await view(store, context, job)
     context.relay.kick()
     await context.announcer.changes(ended)

@@ -116,7 +116,10 @@ async def _write(
         })  # fmt: skip
     await store.jobs.add_many(rows)
     await store.outbox.add_many(
-        [(keys.jobs(r["model_id"], r["priority"]), {"id": str(r["id"]), "tenant": r["tenant"]}) for r in rows]
+        [
+            (keys.jobs(r["model_id"], r["priority"]), {"id": str(r["id"]), "tenant": r["tenant"]})
+            for r in rows
+        ]
     )
     return [
         await _accepted(store, row["id"], queues[each.model_id, each.version], wait)
@@ -145,7 +148,9 @@ async def _version(store: Store, request: JobRequest) -> ModelVersion:
                 raise NotFound(f"no model {request.model_id}")
             raise Conflict(f"{request.model_id} has no version that is ready; build one first")
     if found.state not in _SERVABLE:
-        raise Conflict(f"{found.model_id}@{found.version} is {found.state}; only a ready version takes jobs")
+        raise Conflict(
+            f"{found.model_id}@{found.version} is {found.state}; only a ready version takes jobs"
+        )
     return found
 
 
@@ -162,7 +167,11 @@ async def _accepted(store: Store, job_id: UUID, queue: _Queue, wait: timedelta) 
             f"the job waits up to {wait.total_seconds():.0f} s"
         )
     return JobAccepted(
-        job_id=job_id, status=JobState.QUEUED, queue_position=position, eta_seconds=eta, detail=detail
+        job_id=job_id,
+        status=JobState.QUEUED,
+        queue_position=position,
+        eta_seconds=eta,
+        detail=detail,
     )
 
 

@@ -44,7 +44,7 @@ async def browse(
     """Newest first, without secrets; credentials of nodes are not among them."""
     async with context.database.transaction() as store:
         found = await store.keys.browse(cursor, limit)
-    shown, next_cursor = listing(found, limit, lambda k: k.id)
+    shown, next_cursor = listing(found, limit)
     return Listing(items=[key_view(k) for k in shown], next_cursor=next_cursor)
 
 

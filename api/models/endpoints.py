@@ -100,9 +100,16 @@ async def get_version(
         return version_view(await service.find_version(store, f"{owner}/{name}", version))
 
 
-@router.put("/{owner}/{name}/versions/{version}", summary="Register a version that was built elsewhere")
+@router.put(
+    "/{owner}/{name}/versions/{version}", summary="Register a version that was built elsewhere"
+)
 async def put_version(
-    owner: Owner, name: Name, version: Version, body: VersionPut, principal: ModelsWrite, context: Ctx
+    owner: Owner,
+    name: Name,
+    version: Version,
+    body: VersionPut,
+    principal: ModelsWrite,
+    context: Ctx,
 ) -> VersionView:
     """Any Cog image serves as a runner. A repeat of the same body changes nothing."""
     return version_view(
@@ -112,7 +119,12 @@ async def put_version(
 
 @router.patch("/{owner}/{name}/versions/{version}", summary="Change or retire a version")
 async def update_version(
-    owner: Owner, name: Name, version: Version, body: VersionUpdate, principal: ModelsWrite, context: Ctx
+    owner: Owner,
+    name: Name,
+    version: Version,
+    body: VersionUpdate,
+    principal: ModelsWrite,
+    context: Ctx,
 ) -> VersionView:
     """A retired version gets no new jobs and no new assignments."""
     return version_view(
@@ -122,7 +134,12 @@ async def update_version(
 
 @router.post("/{owner}/{name}/promote", summary="Make a version the one that new jobs get")
 async def promote(
-    owner: Owner, name: Name, body: Promotion, principal: ModelsWrite, context: Ctx, request: OnceDep
+    owner: Owner,
+    name: Name,
+    body: Promotion,
+    principal: ModelsWrite,
+    context: Ctx,
+    request: OnceDep,
 ) -> VersionView:
     """The version that was active becomes ready again."""
     async with context.database.transaction() as store:

@@ -71,8 +71,12 @@ class VersionPut(Body):
         examples=["s3://vyvo-model/weights/sha256/" + "0" * 64],
     )  # fmt: skip
     env: dict[str, str] = Field(default_factory=dict)
-    resources: ResourcesBody = ResourcesBody()
-    input_schema: dict[str, Any] | None = Field(None, description="JSON Schema 2020-12 of the input.")
+    resources: ResourcesBody = Field(
+        default_factory=lambda: ResourcesBody(gpu_memory_bytes=0, memory_bytes=0)
+    )
+    input_schema: dict[str, Any] | None = Field(
+        None, description="JSON Schema 2020-12 of the input."
+    )
     output_schema: dict[str, Any] | None = None
 
 

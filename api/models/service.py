@@ -66,7 +66,9 @@ async def put_version(
                 getattr(found, name) == value for name, value in values.items()
             )
             if not same:
-                raise VersionExists(f"version {version} of {model_id} exists and is another; name a new version")
+                raise VersionExists(
+                    f"version {version} of {model_id} exists and is another; name a new version"
+                )
             return found
         if body.runner_image is not None:
             ready = await store.models.move(made.id, VersionState.READY)
@@ -78,7 +80,10 @@ async def put_version(
 
 def _checked(context: Context, body: VersionPut) -> dict[str, Any]:
     validate_env(body.env)
-    for what, schema in (("input_schema", body.input_schema), ("output_schema", body.output_schema)):
+    for what, schema in (
+        ("input_schema", body.input_schema),
+        ("output_schema", body.output_schema),
+    ):
         if schema is not None:
             check_json(schema, what)
             try:
@@ -105,7 +110,11 @@ def _weights_digest(context: Context, url: str | None) -> str | None:
     bucket, key = parse_s3_uri(url)
     folder, _, digest = key.rpartition("/")
     hexadecimal = len(digest) == 64 and all(c in "0123456789abcdef" for c in digest)
-    if bucket != context.objects.bucket(Modality.MODEL) or folder != "weights/sha256" or not hexadecimal:
+    if (
+        bucket != context.objects.bucket(Modality.MODEL)
+        or folder != "weights/sha256"
+        or not hexadecimal
+    ):
         raise InvalidInput(
             f"weights_url must be s3://{context.objects.bucket(Modality.MODEL)}/weights/sha256/<hex>; "
             "other weights come in by a build's weights_uri"
@@ -134,12 +143,16 @@ async def update_version(
         if values:
             changed = await store.models.update(found.id, _EDITABLE, values)
             if changed is None:
-                raise IllegalTransition(f"version {version} is {found.state}; only a draft or ready one can be edited")
+                raise IllegalTransition(
+                    f"version {version} is {found.state}; only a draft or ready one can be edited"
+                )
             found = changed
         if body.state is not None and found.state is not body.state:
             moved = await store.models.move(found.id, body.state)
             if moved is None:
-                raise IllegalTransition(f"a version that is {found.state} cannot become {body.state}")
+                raise IllegalTransition(
+                    f"a version that is {found.state} cannot become {body.state}"
+                )
             found = moved
         await _audit(store, principal, "version_update", f"{model_id}@{version}",
                      body.model_dump(mode="json", exclude={"env"}, exclude_none=True))  # fmt: skip
@@ -187,7 +200,9 @@ async def _activate(store: Store, model_id: str, version: ModelVersion) -> Model
     await store.models.demote_active(model_id)
     active = await store.models.move(version.id, VersionState.ACTIVE)
     if active is None:
-        raise Conflict(f"version {version.version} of {model_id} is {version.state}; only a ready one can serve")
+        raise Conflict(
+            f"version {version.version} of {model_id} is {version.state}; only a ready one can serve"
+        )
     return active
 
 

@@ -56,7 +56,7 @@ async def browse(
     """Newest first, each with its assignments in force."""
     async with context.database.transaction() as store:
         found = await store.nodes.browse(cursor, limit, state)
-        shown, next_cursor = listing(found, limit, lambda n: n.id)
+        shown, next_cursor = listing(found, limit)
         by_node: defaultdict[UUID, list[Assignment]] = defaultdict(list)
         for assignment in await store.assignments.of_nodes([n.id for n in shown]):
             by_node[assignment.node_id].append(assignment)
@@ -79,7 +79,7 @@ async def events(
     async with context.database.transaction() as store:
         await service.find(store, node_id)
         found = await store.nodes.events(node_id, cursor, limit)
-    shown, next_cursor = listing(found, limit, lambda e: e.id)
+    shown, next_cursor = listing(found, limit)
     return Listing(items=[event_view(e) for e in shown], next_cursor=next_cursor)
 
 
@@ -111,7 +111,9 @@ async def assign(
 
 
 @router.delete(
-    "/{node_id}/assignments/{assignment_id}", status_code=202, summary="Unload a version from a node"
+    "/{node_id}/assignments/{assignment_id}",
+    status_code=202,
+    summary="Unload a version from a node",
 )
 async def remove(
     node_id: UUID, assignment_id: UUID, principal: NodesWrite, context: Ctx

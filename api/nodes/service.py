@@ -43,7 +43,9 @@ async def assign(
     node = await find(store, node_id)
     version = await _version(store, body)
     if version.state not in _SERVABLE or version.runner_image is None:
-        raise Conflict(f"{body.model_id}@{version.version} is {version.state}; only a ready version can be assigned")
+        raise Conflict(
+            f"{body.model_id}@{version.version} is {version.state}; only a ready version can be assigned"
+        )
     if body.weights_uri is not None and body.weights_uri not in {
         version.weights_uri, version.weights_url
     }:  # fmt: skip
@@ -51,9 +53,7 @@ async def assign(
             f"weights_uri is not that of {body.model_id}@{version.version}; leave it out, or build a version with it"
         )
     _check_memory(node, version)
-    assignment = await store.assignments.request(
-        id=uuid7(), node_id=node_id, version_id=version.id
-    )
+    assignment = await store.assignments.request(id=uuid7(), node_id=node_id, version_id=version.id)
     await store.nodes.add_event(
         id=uuid7(), node_id=node_id, kind=NodeEventKind.ASSIGNED,
         detail={"assignment_id": str(assignment.id), "model_id": version.model_id,

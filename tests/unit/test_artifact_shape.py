@@ -2,8 +2,13 @@
 
 from vyvo_dagster.domain.artifact import artifacts_in
 
-ONE = {"type": "image", "url": "s3://vyvo-image/a.png", "size_bytes": 3, "mime_type": "image/png",
-       "expires_at": None}
+ONE = {
+    "type": "image",
+    "url": "s3://vyvo-image/a.png",
+    "size_bytes": 3,
+    "mime_type": "image/png",
+    "expires_at": None,
+}
 
 
 def test_artifacts_at_any_depth_in_order() -> None:
@@ -13,4 +18,6 @@ def test_artifacts_at_any_depth_in_order() -> None:
 
 
 def test_what_is_not_an_artifact_is_passed_over() -> None:
-    assert not list(artifacts_in([{**ONE, "url": "https://x/y"}, {"type": "image"}, "s3://a/b", 1, None]))
+    assert not list(
+        artifacts_in([{**ONE, "url": "https://x/y"}, {"type": "image"}, "s3://a/b", 1, None])
+    )

@@ -11,15 +11,35 @@ from vyvo_dagster.domain.scope import Scope, grants
 from vyvo_dagster.errors import InvalidInput, InvalidModelId
 
 
-@pytest.mark.parametrize("good", ["a/b", "chetwinlow1/Ovi", "stabilityai/sdxl-turbo.v1_0", "a" * 64 + "/b"])
+@pytest.mark.parametrize(
+    "good", ["a/b", "chetwinlow1/Ovi", "stabilityai/sdxl-turbo.v1_0", "a" * 64 + "/b"]
+)
 def test_good_model_ids(good: str) -> None:
     assert parse_model_id(good) == good
 
 
 @pytest.mark.parametrize(
     "bad",
-    ["", "a", "/b", "a/", "../etc", "a/..", "a/b/c", "a b/c", "a/b c", "a" * 65 + "/b", "a" * 300 + "/b",
-     "a--b/c", "a/-b", "a/b.", "a/b\n", "ä/b", "a/b\x00", "a@b/c"],
+    [
+        "",
+        "a",
+        "/b",
+        "a/",
+        "../etc",
+        "a/..",
+        "a/b/c",
+        "a b/c",
+        "a/b c",
+        "a" * 65 + "/b",
+        "a" * 300 + "/b",
+        "a--b/c",
+        "a/-b",
+        "a/b.",
+        "a/b\n",
+        "ä/b",
+        "a/b\x00",
+        "a@b/c",
+    ],
 )
 def test_bad_model_ids_are_refused_in_a_short_sentence(bad: str) -> None:
     with pytest.raises(InvalidModelId) as caught:

@@ -47,7 +47,9 @@ def test_a_job_is_placed_exactly_when_some_node_can_take_it(found: list[Candidat
 
 
 @given(st.lists(candidates(), max_size=12), st.randoms())
-def test_placement_does_not_depend_on_the_order_of_nodes(found: list[Candidate], random: object) -> None:
+def test_placement_does_not_depend_on_the_order_of_nodes(
+    found: list[Candidate], random: object
+) -> None:
     shuffled = list(found)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     a, b = choose(found), choose(shuffled)
@@ -96,6 +98,8 @@ def test_waiting_lifts_a_batch_job_past_a_new_interactive_one() -> None:
 
 def test_silence_makes_a_node_suspect_then_lost_and_lost_stays() -> None:
     policy = HeartbeatPolicy(timedelta(seconds=30), timedelta(seconds=60))
-    at = [policy.state(NodeState.READY, NOW, NOW + timedelta(seconds=s)) for s in (0, 29, 30, 59, 60)]
+    at = [
+        policy.state(NodeState.READY, NOW, NOW + timedelta(seconds=s)) for s in (0, 29, 30, 59, 60)
+    ]
     assert at == ["ready", "ready", "suspect", "suspect", "lost"]
     assert policy.state(NodeState.LOST, NOW, NOW) is NodeState.LOST

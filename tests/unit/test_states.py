@@ -20,7 +20,9 @@ MACHINES = [
 ]
 
 
-@pytest.mark.parametrize(("machine", "states", "first"), MACHINES, ids=lambda m: getattr(m, "name", None))
+@pytest.mark.parametrize(
+    ("machine", "states", "first"), MACHINES, ids=lambda m: getattr(m, "name", None)
+)
 def test_every_state_can_be_reached(
     machine: StateMachine[StrEnum], states: type[StrEnum], first: StrEnum
 ) -> None:

@@ -40,7 +40,11 @@ class World:
         boot = uuid7()
         async with self.database.transaction() as store:
             node_id, _ = await store.nodes.join(
-                id=uuid7(), name=f"n-{uuid7().hex}", boot_id=boot, labels={}, capabilities={"cpus": 1}
+                id=uuid7(),
+                name=f"n-{uuid7().hex}",
+                boot_id=boot,
+                labels={},
+                capabilities={"cpus": 1},
             )
             found = await store.assignments.request(
                 id=uuid7(), node_id=node_id, version_id=self.version_id
@@ -54,14 +58,23 @@ class World:
         """Queue one job for each priority, relayed by the orchestrator's sweep or at once."""
         ids = [uuid7() for _ in priorities]
         async with self.database.transaction() as store:
-            await store.jobs.add_many([
-                {
-                    "id": id_, "tenant": "t", "model_id": self.model_id, "version": "1",
-                    "version_id": self.version_id, "priority": priority, "input": {"n": 1},
-                    "max_attempts": 2, "expires_at": datetime.now(UTC) + timedelta(seconds=ttl), **values,
-                }
-                for id_, priority in zip(ids, priorities, strict=True)
-            ])
+            await store.jobs.add_many(
+                [
+                    {
+                        "id": id_,
+                        "tenant": "t",
+                        "model_id": self.model_id,
+                        "version": "1",
+                        "version_id": self.version_id,
+                        "priority": priority,
+                        "input": {"n": 1},
+                        "max_attempts": 2,
+                        "expires_at": datetime.now(UTC) + timedelta(seconds=ttl),
+                        **values,
+                    }
+                    for id_, priority in zip(ids, priorities, strict=True)
+                ]
+            )
             for id_ in ids:
                 job = await store.jobs.get(id_, None)
                 assert job is not None
@@ -99,8 +112,15 @@ async def world(postgres_dsn: str, redis_url: str) -> AsyncIterator[World]:
     async with database.transaction() as store:
         await store.models.ensure(model_id, "t")
         version = await store.models.start_building(
-            id=uuid7(), model_id=model_id, version="1", template="x", modality=Modality.IMAGE,
-            weights_uri=None, env={}, resources={}, build_id=uuid7(),
+            id=uuid7(),
+            model_id=model_id,
+            version="1",
+            template="x",
+            modality=Modality.IMAGE,
+            weights_uri=None,
+            env={},
+            resources={},
+            build_id=uuid7(),
         )
         await store.models.move(version.id, VersionState.READY, runner_image="venv://sha256:0")
     yield World(database, redis, settings, model_id, version.id)

@@ -72,7 +72,8 @@ async def test_a_lease_that_ends_requeues_then_fails_as_node_lost(world: World) 
             while (job := await world.job(job_id)).attempt != attempt or job.state != "dispatched":
                 await asyncio.sleep(0.02)
         await world.execute(
-            "update jobs set lease_expires_at = now() - interval '1 second' where id = :id", id=job_id
+            "update jobs set lease_expires_at = now() - interval '1 second' where id = :id",
+            id=job_id,
         )
     job = await world.until(job_id, "failed")
     assert job.error_code == "node_lost"
@@ -142,7 +143,8 @@ async def test_a_cancel_that_its_agent_does_not_confirm_is_ended(world: World) -
         assert await store.jobs.cancel_queued(job_id) is None
         assert await store.jobs.request_cancel(job_id) is not None
     await world.execute(
-        "update jobs set cancel_requested_at = now() - interval '1 minute' where id = :id", id=job_id
+        "update jobs set cancel_requested_at = now() - interval '1 minute' where id = :id",
+        id=job_id,
     )
     assert (await world.until(job_id, "canceled")).error_code == "canceled"
 
@@ -153,7 +155,8 @@ async def test_a_silent_node_is_suspect_then_lost_and_gets_no_work(world: World)
     for seconds, state in ((40, NodeState.SUSPECT), (80, NodeState.LOST)):
         await world.execute(
             "update nodes set last_heartbeat_at = now() - :s * interval '1 second' where id = :id",
-            s=seconds, id=node_id,
+            s=seconds,
+            id=node_id,
         )
         async with asyncio.timeout(5):
             while True:

@@ -11,7 +11,7 @@ __all__ = ["LOOPBACK", "Ports", "is_free"]
 
 LOOPBACK = "127.0.0.1"
 # Below Linux' ephemeral range, so that no outgoing connection takes a remembered port.
-_FIRST, _LAST = 20_000, 32_000
+_FIRST, _LAST = 20_000, 32_500
 
 
 def is_free(port: int) -> bool:
@@ -38,13 +38,19 @@ class Ports:
         except (OSError, ValueError, AttributeError):
             self._known = dict[str, int]()
 
-    def take(self, name: str, *, default: int | None = None) -> int:
-        """The remembered port, else the default, else a random one; whichever is free first."""
+    def take(self, name: str, *, default: int | None = None, beside: int = 0) -> int:
+        """The remembered port, else the default, else a random one; whichever is free first.
+
+        With `beside` the port that lies so much higher is free as well, and taken with it.
+        """
         candidates = [self._known.get(name), default]
-        port = next((p for p in candidates if p is not None and self._usable(p)), None)
+        port = next((p for p in candidates if p is not None and self._usable(p, beside)), None)
         while port is None:
-            choice = random.randint(_FIRST, _LAST)  # noqa: S311 - no secret
-            port = choice if choice not in self._known.values() and self._usable(choice) else None
+            choice = random.randint(_FIRST, _LAST - beside)  # noqa: S311 - no secret
+            known = self._known.values()
+            port = choice if choice not in known and self._usable(choice, beside) else None
+        if beside:
+            self._remember(f"{name}+{beside}", port + beside)
         return self._remember(name, port)
 
     def insist(self, name: str, port: int) -> int:
@@ -57,8 +63,8 @@ class Ports:
             raise Conflict(f"port {port} for {name} is in use; choose another one or free it")
         return self._remember(name, port)
 
-    def _usable(self, port: int) -> bool:
-        return port not in self._taken.values() and is_free(port)
+    def _usable(self, port: int, beside: int = 0) -> bool:
+        return all(p not in self._taken.values() and is_free(p) for p in {port, port + beside})
 
     def _remember(self, name: str, port: int) -> int:
         self._taken[name] = self._known[name] = port

@@ -80,6 +80,7 @@ def s3(data_dir: Path, ports: Ports, *, access_key: str, secret_key: str) -> S3S
     """SeaweedFS as one process with one identity; takes its ports from `ports`."""
     home = data_dir / "s3"
     numbers = {name: ports.take(name) for name in _S3_PORTS}
+    admin = ports.take("s3-admin", beside=_ADMIN_GRPC_OFFSET)
     endpoint = f"http://{LOOPBACK}:{numbers['s3']}"
     identity = home / "identity.json"
 
@@ -110,6 +111,7 @@ def s3(data_dir: Path, ports: Ports, *, access_key: str, secret_key: str) -> S3S
             f"-ip={LOOPBACK}",
             f"-ip.bind={LOOPBACK}",
             *(f"-{flag}={numbers[name]}" for name, flag in _S3_PORTS.items()),
+            f"-admin.port={admin}",
             f"-s3.config={identity}",
             f"-filer.localSocket={home / 'filer.sock'}",
             "-s3.port.iceberg=0",
@@ -131,6 +133,8 @@ def s3(data_dir: Path, ports: Ports, *, access_key: str, secret_key: str) -> S3S
     return S3Server(part, endpoint, access_key, secret_key)
 
 
+# Its own worker looks for the admin server's gRPC port there, whatever it is told.
+_ADMIN_GRPC_OFFSET = 10_000
 _S3_PORTS: Mapping[str, str] = {
     "s3": "s3.port",
     "s3-grpc": "s3.port.grpc",
@@ -140,8 +144,6 @@ _S3_PORTS: Mapping[str, str] = {
     "s3-volume-grpc": "volume.port.grpc",
     "s3-filer": "filer.port",
     "s3-filer-grpc": "filer.port.grpc",
-    "s3-admin": "admin.port",
-    "s3-admin-grpc": "admin.port.grpc",
 }
 
 

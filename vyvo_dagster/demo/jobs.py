@@ -67,7 +67,9 @@ def _run(
 ) -> None:
     began = time.monotonic()
     submitted = client.submit(
-        model_id, {"digit": outcome.digit, "count": 16, "seed": outcome.index}, version=version
+        model_id,
+        {"digit": outcome.digit, "count": 16, "gap": 1, "seed": outcome.index},
+        version=version,
     )
     outcome.job_id = submitted["job_id"]
     watcher.update(outcome.index, 0.0, f"queued, position {submitted['queue_position']}")

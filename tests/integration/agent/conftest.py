@@ -7,13 +7,33 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 
+import engine_image
 import pytest
+from control_plane import ControlPlane
+from redis.asyncio import Redis
+
+from vyvo_dagster.settings import S3Settings
+from vyvo_dagster.streams import keys
 
 ROOT = Path(__file__).parents[3]
 PREDICTOR = Path(__file__).with_name("predictor.py")
 COG = "cog==0.23.1"
+ENGINE = engine_image.engine()
+
+# Containers are tested where an engine answers.
+collect_ignore = [] if ENGINE is not None else ["test_containers.py"]
+
+
+@pytest.fixture
+async def plane(redis_url: str, s3_settings: S3Settings) -> AsyncIterator[ControlPlane]:
+    redis = Redis.from_url(redis_url, decode_responses=True)
+    async with ControlPlane(redis, redis_url, s3_settings).served() as served:
+        yield served
+    await redis.delete(keys.node(served.node_id))
+    await redis.aclose()
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +57,15 @@ def runner_image(runner_venvs: Path) -> str:
     """The name of that environment."""
     assert (runner_venvs / _hex()).is_dir()
     return f"venv://sha256:{_hex()}"
+
+
+@pytest.fixture(scope="session")
+def cog_image(runner_venvs: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same predictor as an image of the engine."""
+    with (runner_venvs.parent / "cog-image.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        app = runner_venvs / _hex() / "app"
+        return engine_image.build(ENGINE, app, COG, tmp_path_factory.mktemp("image") / "context")
 
 
 def _hex() -> str:

@@ -13,7 +13,6 @@ from uuid import UUID, uuid4
 import pytest
 from control_plane import JOIN_TOKEN, ControlPlane
 from pydantic import SecretStr
-from redis.asyncio import Redis
 
 from vyvo_dagster.agent.agent import Agent
 from vyvo_dagster.agent.assignment import Limits
@@ -29,15 +28,6 @@ LIMITS = Limits(
     serving=ServingLimits(setup=30, health=0.5, stop=1),
     quick_deaths=2, first_delay=0.1, longest_delay=0.2, first_retry=30, drain=5,
 )  # fmt: skip
-
-
-@pytest.fixture
-async def plane(redis_url: str, s3_settings: S3Settings) -> AsyncIterator[ControlPlane]:
-    redis = Redis.from_url(redis_url, decode_responses=True)
-    async with ControlPlane(redis, redis_url, s3_settings).served() as served:
-        yield served
-    await redis.delete(keys.node(served.node_id))
-    await redis.aclose()
 
 
 Start = Callable[..., Any]

@@ -1,0 +1,139 @@
+"""Environment files: what a reader gets back is what was written, or nothing is written."""
+
+import os
+import stat
+import subprocess
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vyvo_dagster.agent.envfile import EnvDirectory, render
+from vyvo_dagster.errors import InvalidEnv, InvalidInput, InvalidModelId
+
+HOSTILE = {
+    "PLAIN": "value",
+    "EMPTY": "",
+    "SPACES": "  two  ",
+    "DOUBLE": 'say "hi"',
+    "SINGLE": "it's",
+    "DOLLAR": "$HOME ${HOME} $(id) `id`",
+    "BACKSLASH": "C:\\new\\table\\",
+    "COMMENT": "# not a comment ; nor this",
+    "TAB": "a\tb",
+    "UNICODE": "größe \U0001f600",
+    "SPECIFIER": "%h %n",
+    "INJECT": '"\\nLD_PRELOAD="x',
+}
+
+
+def _read_by_shell(text: str, tmp_path: Path) -> dict[str, str]:
+    file = tmp_path / "test.env"
+    file.write_text(text, encoding="utf-8")
+    read = subprocess.run(
+        ["/bin/sh", "-c", 'set -a; . "$1"; exec env -0', "sh", str(file)],
+        capture_output=True, check=True, timeout=10, env={"PATH": os.environ["PATH"]},
+    )  # fmt: skip
+    return dict(pair.split("=", 1) for pair in read.stdout.decode().split("\0") if "=" in pair)
+
+
+def test_a_shell_reads_back_every_value(tmp_path: Path) -> None:
+    read = _read_by_shell(render(HOSTILE), tmp_path)
+    assert {name: read.get(name) for name in HOSTILE} == HOSTILE
+
+
+def _unquoted(line: str) -> str:
+    """A value as systemd.exec(5) reads it in double quotes."""
+    assert line[0] == line[-1] == '"'
+    out, inside = "", iter(line[1:-1])
+    for char in inside:
+        if char == "\\":
+            after = next(inside)
+            out += after if after in '"\\`$' else "\\" + after
+        else:
+            assert char != '"', "a quote that would end the value"
+            out += char
+    return out
+
+
+@given(st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"])))
+def test_any_printable_value_survives(value: str) -> None:
+    text = render({"NAME": value})
+    assert text.count("\n") == 1
+    assert _unquoted(text.removeprefix("NAME=").removesuffix("\n")) == value
+
+
+@pytest.mark.parametrize("char", ["\n", "\r", "\0", "\x1b", "\x85", "\u2028", "\u2029", "\ud800", "\x7f"])
+def test_what_could_end_a_line_is_refused(char: str) -> None:
+    with pytest.raises(InvalidEnv, match="value of NAME"):
+        render({"NAME": f"a{char}LD_PRELOAD=/tmp/x.so"})
+
+
+@pytest.mark.parametrize("name", ["", "1A", "A B", "A=B", "A\nB", "A-B", "É", "A;", "#A"])
+def test_a_name_that_is_no_identifier_is_refused(name: str) -> None:
+    with pytest.raises(InvalidEnv, match="name"):
+        render({name: "x"})
+
+
+class TestEnvDirectory:
+    @pytest.fixture
+    def node(self) -> UUID:
+        return uuid4()
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path, node: UUID) -> EnvDirectory:
+        return EnvDirectory(tmp_path / "etc", node)
+
+    def test_the_file_is_named_after_the_model_and_only_its_owner_reads_it(self, folder: EnvDirectory) -> None:
+        path = folder.write(uuid4(), "acme/tiny", "1", {"A": "b"})
+        assert path.name == "acme--tiny.env"
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert path.read_text().splitlines()[1:] == ['A="b"']
+
+    def test_a_second_version_of_a_model_gets_its_own(self, folder: EnvDirectory) -> None:
+        first, second = uuid4(), uuid4()
+        folder.write(first, "acme/tiny", "1", {"A": "1"})
+        path = folder.write(second, "acme/tiny", "2", {"A": "2"})
+        assert path.name == "acme--tiny@2.env"
+        folder.remove(first)
+        assert sorted(p.name for p in folder.path.iterdir()) == ["acme--tiny@2.env"]
+
+    def test_writing_again_replaces(self, folder: EnvDirectory) -> None:
+        owner = uuid4()
+        folder.write(owner, "acme/tiny", "1", {"A": "1"})
+        path = folder.write(owner, "acme/tiny", "1", {"A": "2"})
+        assert 'A="2"' in path.read_text()
+        assert len(list(folder.path.iterdir())) == 1
+
+    def test_files_of_others_are_left_alone(self, folder: EnvDirectory, node: UUID, tmp_path: Path) -> None:
+        foreign = EnvDirectory(tmp_path / "etc", uuid4())
+        kept, other, stale = uuid4(), uuid4(), uuid4()
+        folder.write(kept, "acme/kept", "1", {})
+        folder.write(stale, "acme/stale", "1", {})
+        foreign.write(other, "acme/other", "1", {})
+        (folder.path / "agent.env").write_text("VYVO_AGENT_NAME=mine\n")
+        (folder.path / "acme--tiny.env").write_text("A=1\n")
+        assert [p.name for p in folder.sweep([kept])] == ["acme--stale.env"]
+        left = sorted(p.name for p in folder.path.iterdir())
+        assert left == ["acme--kept.env", "acme--other.env", "acme--tiny.env", "agent.env"]
+        assert folder.write(kept, "acme/tiny", "3", {}).name == "acme--tiny@3.env"
+
+    @pytest.mark.parametrize("model_id", ["../etc", "a/../b", "a", "a/b/c", "a /b", "a/b\n", "/etc/passwd"])
+    def test_a_model_id_never_leaves_the_folder(self, folder: EnvDirectory, model_id: str) -> None:
+        with pytest.raises(InvalidModelId):
+            folder.write(uuid4(), model_id, "1", {})
+        assert list(folder.path.iterdir()) == []
+
+    def test_nor_does_a_version(self, folder: EnvDirectory) -> None:
+        with pytest.raises(InvalidInput):
+            folder.write(uuid4(), "acme/tiny", "../1", {})
+
+    def test_a_planted_link_is_not_followed(self, folder: EnvDirectory, tmp_path: Path) -> None:
+        victim = tmp_path / "victim"
+        victim.write_text("precious")
+        folder.path.mkdir()
+        (folder.path / ".acme--tiny.env.partial").symlink_to(victim)
+        folder.write(uuid4(), "acme/tiny", "1", {"A": "b"})
+        assert victim.read_text() == "precious"

@@ -22,7 +22,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End the streams, let requests finish, and close."""
-        context = getattr(getattr(self.config.loaded_app, "state", None), "context", None)
+        context = getattr(getattr(self.config.app, "state", None), "context", None)
         stopping: asyncio.Event | None = getattr(context, "stopping", None)
         if stopping is not None:
             stopping.set()

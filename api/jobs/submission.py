@@ -81,7 +81,7 @@ def _check(request: JobRequest) -> None:
     if request.version is not None:
         parse_version(request.version)
     check_json(request.input, "input")
-    size = len(json.dumps(request.input))
+    size = len(json.dumps(request.input, ensure_ascii=False).encode())
     if size > _INPUT_BYTES:
         raise InvalidInput(
             f"the input is {size} bytes; at most {_INPUT_BYTES} are taken: upload large inputs and send their URL"

@@ -10,7 +10,7 @@ from api.auth import Principal
 from api.context import Context
 from api.nodes.schemas import AssignRequest
 from vyvo_dagster.domain.model import VersionState, parse_model_id, parse_version
-from vyvo_dagster.domain.node import NodeEventKind
+from vyvo_dagster.domain.node import AssignmentState, NodeEventKind
 from vyvo_dagster.errors import Conflict, InvalidWeightsUri, NotFound
 from vyvo_dagster.protocol.job import OrderKind
 from vyvo_dagster.store.database import Store
@@ -54,6 +54,8 @@ async def assign(
         )
     _check_memory(node, version)
     assignment = await store.assignments.request(id=uuid7(), node_id=node_id, version_id=version.id)
+    if assignment.state is not AssignmentState.REQUESTED:
+        return assignment
     await store.nodes.add_event(
         id=uuid7(), node_id=node_id, kind=NodeEventKind.ASSIGNED,
         detail={"assignment_id": str(assignment.id), "model_id": version.model_id,

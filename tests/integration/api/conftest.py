@@ -47,5 +47,3 @@ def agent(api: Api) -> Iterator[Agent]:
     played.register()
     yield played
     played.client.close()
-
-

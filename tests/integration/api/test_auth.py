@@ -10,7 +10,9 @@ from vyvo_dagster.store.database import Database
 from .world import Agent, Api, Version, ready_version, unique
 
 
-def make_key(admin: httpx.Client, *scopes: str, tenant: str = "acme", **values: Any) -> dict[str, Any]:
+def make_key(
+    admin: httpx.Client, *scopes: str, tenant: str = "acme", **values: Any
+) -> dict[str, Any]:
     body = {"name": "test", "tenant": tenant, "scopes": scopes, **values}
     answer = admin.post("/api/keys", json=body)
     assert answer.status_code == 201, answer.text
@@ -38,9 +40,7 @@ def test_a_request_without_a_good_key_is_refused(api: Api, header: str | None, v
 
 
 def test_the_key_may_come_in_either_header(api: Api) -> None:
-    answer = httpx.get(
-        f"{api.url}/api/jobs", headers={"X-API-Key": api.admin_key}, trust_env=False
-    )
+    answer = httpx.get(f"{api.url}/api/jobs", headers={"X-API-Key": api.admin_key}, trust_env=False)
     assert answer.status_code == 200
 
 

@@ -31,7 +31,11 @@ def body(**values: Any) -> dict[str, Any]:
 async def rows(database: Database) -> dict[str, int]:
     async with database.transaction() as store:
         return {
-            table: int((await store.connection.execute(sa.text(f"select count(*) from {table}"))).scalar_one())
+            table: int(
+                (
+                    await store.connection.execute(sa.text(f"select count(*) from {table}"))
+                ).scalar_one()
+            )
             for table in COUNTED
         }
 
@@ -70,7 +74,9 @@ async def test_bad_input_is_named_and_leaves_no_row(
     admin: httpx.Client, database: Database, change: dict[str, Any], code: str
 ) -> None:
     before = await rows(database)
-    answer = admin.post("/api/builds", json=body(**change), headers={"Idempotency-Key": unique("k")})
+    answer = admin.post(
+        "/api/builds", json=body(**change), headers={"Idempotency-Key": unique("k")}
+    )
     assert answer.status_code == 422, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     problem = answer.json()
@@ -149,7 +155,9 @@ def test_a_failed_write_frees_its_idempotency_key(admin: httpx.Client) -> None:
     assert admin.post("/api/builds", json=sent).status_code == 202
     assert admin.post("/api/builds", json=sent, headers=header).status_code == 409
     # The very same request goes through once its version is free again.
-    build_id = admin.get("/api/builds", params={"model_id": sent["model_id"]}).json()["items"][0]["build_id"]
+    build_id = admin.get("/api/builds", params={"model_id": sent["model_id"]}).json()["items"][0][
+        "build_id"
+    ]
     assert admin.post(f"/api/builds/{build_id}/cancel").status_code == 200
     assert admin.post("/api/builds", json=sent, headers=header).status_code == 202
 

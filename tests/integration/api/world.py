@@ -67,7 +67,8 @@ class Running:
         self.thread.start()
         deadline = time.monotonic() + 20
         while not self.server.started:
-            assert self.thread.is_alive() and time.monotonic() < deadline, "the api did not start"
+            assert self.thread.is_alive(), "the api did not start"
+            assert time.monotonic() < deadline, "the api did not start in time"
             time.sleep(0.01)
         port = self.server.servers[0].sockets[0].getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"

@@ -6,10 +6,10 @@ from uuid import UUID
 from dagster import AssetExecutionContext, DagsterRun, Failure
 from uuid_utils.compat import uuid7
 
-from vyvo_dagster.execution.names import BUILD_ID_TAG
 from resources import StoreResource
 from vyvo_dagster.domain.build import BuildState, split_partition_key
 from vyvo_dagster.domain.model import VersionState
+from vyvo_dagster.execution.names import BUILD_ID_TAG
 from vyvo_dagster.store.database import Store
 from vyvo_dagster.store.records import Build, ModelVersion
 
@@ -82,14 +82,14 @@ async def _again(db: Store, old: Build) -> Build:
     version = await db.models.version_by_id(old.version_id)
     if version is None or version.state is not VersionState.DRAFT:
         raise _refusal(f"{old.model_id}@{old.version} is no draft, so it cannot be built again")
-    id = uuid7()
+    build_id = uuid7()
     await db.models.start_building(
         id=version.id, model_id=old.model_id, version=old.version, template=old.template,
         modality=version.modality, weights_uri=old.weights_uri, env=old.env,
-        resources=version.resources, build_id=id,
+        resources=version.resources, build_id=build_id,
     )  # fmt: skip
     return await db.builds.add(
-        id=id, tenant=old.tenant, model_id=old.model_id, version=old.version,
+        id=build_id, tenant=old.tenant, model_id=old.model_id, version=old.version,
         version_id=old.version_id, runner_name=old.runner_name, template=old.template,
         repo=old.repo, weights_uri=old.weights_uri, env=dict(old.env),
         base_image=old.base_image, backend=old.backend,

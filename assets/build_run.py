@@ -15,13 +15,18 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from dagster import AssetExecutionContext, DagsterExecutionInterruptedError, DagsterRunStatus, Failure
+from dagster import (
+    AssetExecutionContext,
+    DagsterExecutionInterruptedError,
+    DagsterRunStatus,
+    Failure,
+)
 
 from assets.build_lookup import take_build
 from resources import BuildingResource, ObjectsResource, StoreResource, StreamsResource
 from vyvo_dagster.building.log import BuildLog
 from vyvo_dagster.building.types import BuildCanceled
-from vyvo_dagster.domain.build import BuildState
+from vyvo_dagster.domain.build import BUILD, BuildState
 from vyvo_dagster.domain.model import VersionState
 from vyvo_dagster.errors import VyvoError
 from vyvo_dagster.store.database import Store
@@ -78,8 +83,7 @@ def build_step(
             _canceled(context, run, store, step)
             raise DagsterExecutionInterruptedError from None
         except DagsterExecutionInterruptedError:
-            current = context.instance.get_run_by_id(context.run_id)
-            if cancel.is_set() or (current and current.status is DagsterRunStatus.CANCELING):
+            if _cancel_asked(context, run, store):
                 _canceled(context, run, store, step)
             else:
                 log.line(step, "the worker is being stopped; the build goes on when one is back")
@@ -94,7 +98,12 @@ def build_step(
 
 
 def end_build(
-    build: Build, run_id: str, log: BuildLog, store: StoreResource, state: BuildState, error: str | None
+    build: Build,
+    run_id: str,
+    log: BuildLog,
+    store: StoreResource,
+    state: BuildState,
+    error: str | None,
 ) -> None:
     """Close the log, and record the end of a build that did not succeed; its version is a draft again.
 
@@ -103,6 +112,8 @@ def end_build(
     now = store.call(lambda db: db.builds.get(build.id))
     if now is None or now.run_id not in {run_id, None}:
         return
+    if now.state in BUILD.terminal:
+        state = now.state
     try:
         url, count = log.close(state), log.lines
     except VyvoError as unavailable:
@@ -123,7 +134,18 @@ def end_build(
     store.call(record)
 
 
-def _canceled(context: AssetExecutionContext, run: BuildRun, store: StoreResource, step: str) -> None:
+def _cancel_asked(context: AssetExecutionContext, run: BuildRun, store: StoreResource) -> bool:
+    """Whether an interrupt means that the build was canceled, and not that the worker is stopping."""
+    current = context.instance.get_run_by_id(context.run_id)
+    if current is not None and current.status is DagsterRunStatus.CANCELING:
+        return True
+    build = store.call(lambda db: db.builds.get(run.build.id))
+    return build is None or build.state is BuildState.CANCELED
+
+
+def _canceled(
+    context: AssetExecutionContext, run: BuildRun, store: StoreResource, step: str
+) -> None:
     run.log.line(step, "canceled")
     end_build(run.build, context.run_id, run.log, store, BuildState.CANCELED, None)
     current = context.instance.get_run_by_id(context.run_id)

@@ -4,9 +4,9 @@ from typing import Final
 
 from dagster import AssetCheckResult, AssetCheckSeverity, AssetCheckSpec
 
-from vyvo_dagster.execution.names import RUNNER_IMAGE
 from runner_images import Template, check_template
 from vyvo_dagster.building.types import BuildResult
+from vyvo_dagster.execution.names import RUNNER_IMAGE
 
 __all__ = ["CHECKS", "health_check", "published_check", "uploads_check"]
 

@@ -3,12 +3,12 @@
 import hashlib
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 from dagster import AssetCheckResult, AssetExecutionContext, MaterializeResult, MetadataValue, asset
 
 from assets.build_run import BuildRun, build_step
 from assets.checks import CHECKS, health_check, published_check, uploads_check
-from vyvo_dagster.execution.names import MODEL_VERSIONS, MODEL_WEIGHTS, OWNERS, RUNNER_IMAGE
 from resources import BuildingResource, ObjectsResource, StoreResource, StreamsResource
 from runner_images import SDK_DIR, Template, get_template, load_templates
 from vyvo_dagster.building.types import BuildRequest, BuildResult
@@ -16,6 +16,7 @@ from vyvo_dagster.building.weights import local_weights
 from vyvo_dagster.domain.build import BuildState
 from vyvo_dagster.domain.model import Modality
 from vyvo_dagster.errors import RunnerFailed
+from vyvo_dagster.execution.names import MODEL_VERSIONS, MODEL_WEIGHTS, OWNERS, RUNNER_IMAGE
 from vyvo_dagster.objects import ObjectStore, format_s3_uri
 
 __all__ = ["runner_image"]
@@ -76,14 +77,18 @@ def runner_image(
         yield health_check(result)
         yield uploads_check(template)
         _record(run, store, result)
-        yield MaterializeResult(metadata=_metadata(run, template, result, s3))
+        yield MaterializeResult(value=None, metadata=_metadata(run, template, result, s3))
 
 
-def _request(run: BuildRun, template: Template, building: BuildingResource, s3: ObjectStore) -> BuildRequest:
+def _request(
+    run: BuildRun, template: Template, building: BuildingResource, s3: ObjectStore
+) -> BuildRequest:
     version = run.version
     weights = None
     if version.weights_url and version.weights_sha256:
-        weights = local_weights(version.weights_url, version.weights_sha256, s3, building.weights_dir)
+        weights = local_weights(
+            version.weights_url, version.weights_sha256, s3, building.weights_dir
+        )
     return BuildRequest(
         build_id=str(run.build.id),
         template_dir=template.path,
@@ -118,24 +123,21 @@ def _record(run: BuildRun, store: StoreResource, result: BuildResult) -> None:
 
 def _metadata(
     run: BuildRun, template: Template, result: BuildResult, s3: ObjectStore
-) -> dict[str, MetadataValue[object]]:
+) -> dict[str, Any]:
     log_url = format_s3_uri(s3.bucket(Modality.LOG), f"builds/{run.build.id}.log")
-    values: dict[str, MetadataValue[object]] = {
-        "image": MetadataValue.text(result.image),
-        "digest": MetadataValue.text(result.digest),
+    optional = {"lock_url": result.lock_url, "base_digest": result.base_digest}
+    return {
+        "image": result.image,
+        "digest": result.digest,
         "size_bytes": MetadataValue.int(result.size_bytes),
-        "duration_seconds": MetadataValue.float(float(result.durations["total"])),
+        "duration_seconds": float(result.durations["total"]),
         "durations": MetadataValue.json(dict(result.durations)),
-        "log_url": MetadataValue.text(log_url),
-        "backend": MetadataValue.text(result.backend.value),
-        "lock_sha256": MetadataValue.text(result.lock_sha256),
-        "python": MetadataValue.text(result.python),
-        "template": MetadataValue.text(template.name),
-        "template_hash": MetadataValue.text(template.hash),
-        "build_id": MetadataValue.text(str(run.build.id)),
+        "log_url": log_url,
+        "backend": result.backend.value,
+        "lock_sha256": result.lock_sha256,
+        "python": result.python,
+        "template": template.name,
+        "template_hash": template.hash,
+        "build_id": str(run.build.id),
+        **{name: value for name, value in optional.items() if value},
     }
-    if result.lock_url:
-        values["lock_url"] = MetadataValue.text(result.lock_url)
-    if result.base_digest:
-        values["base_digest"] = MetadataValue.text(result.base_digest)
-    return values

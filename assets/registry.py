@@ -5,12 +5,12 @@ import asyncio
 from dagster import AssetExecutionContext, MaterializeResult, asset
 
 from assets.build_run import BuildRun, build_step
-from vyvo_dagster.execution.names import MODEL_VERSION, MODEL_VERSIONS, OWNERS, RUNNER_IMAGE
 from resources import BuildingResource, ObjectsResource, StoreResource, StreamsResource
 from vyvo_dagster.building.types import BuildCanceled
 from vyvo_dagster.domain.build import BuildState
 from vyvo_dagster.domain.model import VersionState
 from vyvo_dagster.errors import BuildFailed
+from vyvo_dagster.execution.names import MODEL_VERSION, MODEL_VERSIONS, OWNERS, RUNNER_IMAGE
 from vyvo_dagster.store.database import Store
 from vyvo_dagster.store.records import Build
 
@@ -44,6 +44,7 @@ def model_version(
         run.log.line(_STEP, f"{built.model_id} {built.version} is ready with {built.image}")
         log_url = store.call(lambda db: _register(db, run, built))
         return MaterializeResult(
+            value=None,
             metadata={
                 "model_id": built.model_id,
                 "version": built.version,
@@ -53,7 +54,7 @@ def model_version(
                 "weights_sha256": run.version.weights_sha256 or "none",
                 "build_id": str(built.id),
                 "log_url": log_url,
-            }
+            },
         )
 
 
@@ -62,7 +63,10 @@ async def _register(db: Store, run: BuildRun, built: Build) -> str:
     if await db.builds.move(built.id, BuildState.SUCCEEDED) is None:
         raise BuildCanceled("register: the build was canceled")
     ready = await db.models.move(
-        run.version.id, VersionState.READY, runner_image=built.image, image_digest=built.image_digest
+        run.version.id,
+        VersionState.READY,
+        runner_image=built.image,
+        image_digest=built.image_digest,
     )
     if ready is None:
         raise BuildFailed("register: the version was changed meanwhile; build a new version")

@@ -7,10 +7,10 @@ from typing import Final
 from dagster import AssetExecutionContext, Config, MaterializeResult, MetadataValue, asset
 from pydantic import Field
 
-from vyvo_dagster.execution.names import OWNERS, TRAINING
 from resources import ObjectsResource
 from runner_images import TEMPLATES_DIR
 from vyvo_dagster.building.weights import store_weights
+from vyvo_dagster.execution.names import OWNERS, TRAINING
 
 __all__ = ["DigitsTraining", "digits_diffusion_training"]
 
@@ -45,8 +45,8 @@ def digits_diffusion_training(
     ones, takes for the digit that was asked for.
     """
     # scikit-learn takes a second to import, which no other run should wait for.
-    from vyvo_dagster.training.digits import TrainConfig, save_weights, train  # noqa: PLC0415
-    from vyvo_dagster.training.evaluate import accuracy  # noqa: PLC0415
+    from vyvo_dagster.training.digits import TrainConfig, save_weights, train
+    from vyvo_dagster.training.evaluate import accuracy
 
     every = max(1, config.epochs // 20)
 
@@ -62,6 +62,7 @@ def digits_diffusion_training(
         stored = store_weights(path, objects.store(), _RunLog(context))
     context.log.info("%.1f %% of drawn digits are what was asked for", 100 * measured)
     return MaterializeResult(
+        value=None,
         metadata={
             "weights_uri": stored.url,
             "sha256": stored.sha256,
@@ -70,7 +71,7 @@ def digits_diffusion_training(
             "train_seconds": round(result.seconds, 2),
             "epochs": MetadataValue.int(config.epochs),
             "final_loss": round(result.losses[-1], 5),
-        }
+        },
     )
 
 

@@ -5,10 +5,10 @@ import time
 from dagster import AssetExecutionContext, MaterializeResult, MetadataValue, asset
 
 from assets.build_run import build_step
-from vyvo_dagster.execution.names import MODEL_VERSIONS, MODEL_WEIGHTS, OWNERS, TRAINING
 from resources import BuildingResource, ObjectsResource, StoreResource, StreamsResource
 from vyvo_dagster.building.types import BuildCanceled
 from vyvo_dagster.building.weights import copy_weights
+from vyvo_dagster.execution.names import MODEL_VERSIONS, MODEL_WEIGHTS, OWNERS, TRAINING
 
 __all__ = ["model_weights"]
 
@@ -38,7 +38,7 @@ def model_weights(
         uri = run.build.weights_uri
         if uri is None:
             run.log.line(_STEP, "the build names no weights")
-            return MaterializeResult(metadata={"weights": "none: the build names none"})
+            return MaterializeResult(value=None, metadata={"weights": "none: the build names none"})
 
         def check() -> None:
             if run.cancel.is_set():
@@ -46,14 +46,17 @@ def model_weights(
 
         found = copy_weights(uri, objects.store(), building.weights_dir, run.log, check=check)
         store.call(
-            lambda db: db.models.set_weights(run.version.id, found.url, found.sha256, found.size_bytes)
+            lambda db: db.models.set_weights(
+                run.version.id, found.url, found.sha256, found.size_bytes
+            )
         )
         return MaterializeResult(
+            value=None,
             metadata={
                 "url": found.url,
                 "sha256": found.sha256,
                 "size_bytes": MetadataValue.int(found.size_bytes),
                 "source": uri.partition("?")[0],
                 "duration_seconds": round(time.monotonic() - began, 3),
-            }
+            },
         )

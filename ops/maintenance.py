@@ -20,7 +20,9 @@ def purge_idempotency_keys(context: OpExecutionContext, store: StoreResource) ->
     context.log.info("%d answers forgotten", purged)
 
 
-@op(description="Remove the scratch folders of builds that have ended; their logs are in the object store.")
+@op(
+    description="Remove the scratch folders of builds that have ended; their logs are in the object store."
+)
 def remove_build_scratch(
     context: OpExecutionContext, store: StoreResource, building: BuildingResource
 ) -> None:
@@ -28,10 +30,10 @@ def remove_build_scratch(
     removed = 0
     for folder in (building.root / "builds").glob("*"):
         try:
-            id = UUID(folder.name)
+            build_id = UUID(folder.name)
         except ValueError:
             continue
-        build = store.call(lambda db, id=id: db.builds.get(id))
+        build = store.call(lambda db, key=build_id: db.builds.get(key))
         if build is None or (build.state in BUILD.terminal and build.log_url is not None):
             shutil.rmtree(folder, ignore_errors=True)
             removed += 1

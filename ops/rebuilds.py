@@ -51,7 +51,9 @@ def stale_versions(store: StoreResource, instance: DagsterInstance) -> list[Stal
         if built_with is not None and built_with != templates[version.template]:
             found.append(Stale(version, build, f"the template {version.template} changed"))
         elif build.finished_at is not None and now - build.finished_at > MAX_AGE:
-            found.append(Stale(version, build, f"it was built {(now - build.finished_at).days} days ago"))
+            found.append(
+                Stale(version, build, f"it was built {(now - build.finished_at).days} days ago")
+            )
     return found
 
 
@@ -61,19 +63,19 @@ async def request_rebuild(db: Store, stale: Stale) -> str:
     Raises:
         VersionExists: it was asked for before.
     """
-    old, build, id = stale.version, stale.build, uuid7()
+    old, build, build_id = stale.version, stale.build, uuid7()
     name = f"{old.version.partition('+')[0]}+{datetime.now(UTC):%Y%m%d}"
     weights = old.weights_url or old.weights_uri
     version = await db.models.start_building(
         id=uuid7(), model_id=old.model_id, version=name, template=old.template,
-        modality=old.modality, weights_uri=weights, env=old.env, resources=old.resources, build_id=id,
+        modality=old.modality, weights_uri=weights, env=old.env, resources=old.resources, build_id=build_id,
     )  # fmt: skip
     await db.builds.add(
-        id=id, tenant=build.tenant, model_id=old.model_id, version=name, version_id=version.id,
+        id=build_id, tenant=build.tenant, model_id=old.model_id, version=name, version_id=version.id,
         runner_name=build.runner_name, template=old.template, repo=build.repo, weights_uri=weights,
         env=dict(old.env), base_image=build.base_image, backend=BuildBackend(build.backend),
     )  # fmt: skip
-    await db.outbox.add(keys.BUILDS, {"id": str(id)})
+    await db.outbox.add(keys.BUILDS, {"id": str(build_id)})
     return partition_key(old.model_id, name)
 
 

@@ -26,11 +26,15 @@ class BuildingResource(ConfigurableResource[None]):
     engine: Literal["auto", "docker", "process"] = Field(
         default="auto", description="Whether builds use a Docker engine."
     )
-    docker_host: str | None = Field(default=None, description="Docker engine URL; None: Docker's default.")
+    docker_host: str | None = Field(
+        default=None, description="Docker engine URL; None: Docker's default."
+    )
     backend: Literal["auto", "buildx", "venv"] = Field(
         default="auto", description="Backend of builds that leave the choice."
     )
-    artifact_ttl_seconds: int = Field(default=7 * 86400, gt=0, description="Life of a runner's artifacts.")
+    artifact_ttl_seconds: int = Field(
+        default=7 * 86400, gt=0, description="Life of a runner's artifacts."
+    )
 
     @property
     def root(self) -> Path:
@@ -51,7 +55,9 @@ class BuildingResource(ConfigurableResource[None]):
     def choose(self, asked: BuildBackend) -> Choice:
         """The backend of a build that asks for `asked`; Unavailable where it cannot work here."""
         wanted = BuildBackend(self.backend) if asked is BuildBackend.AUTO else asked
-        return choose(wanted, registry=self.registry, docker_host=self.docker_host, engine=self.engine)
+        return choose(
+            wanted, registry=self.registry, docker_host=self.docker_host, engine=self.engine
+        )
 
     def context(
         self,

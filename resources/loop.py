@@ -43,7 +43,9 @@ class LoopThread:
             if future.done():
                 raise
             future.cancel()
-            raise Unavailable(f"a server did not answer within {self._timeout:g} s; try again") from error
+            raise Unavailable(
+                f"a server did not answer within {self._timeout:g} s; try again"
+            ) from error
 
     def close(self) -> None:
         """Stop the loop and end the thread; calls under way are given up."""

@@ -16,7 +16,9 @@ class ObjectsResource(ConfigurableResource[None]):
     access_key: str = Field(description="S3 access key id.")
     secret_key: str = Field(description="S3 secret key.")
     region: str = Field(default="us-east-1", description="Region used to sign requests.")
-    bucket_prefix: str = Field(default="vyvo-", description="Put before each modality to name its bucket.")
+    bucket_prefix: str = Field(
+        default="vyvo-", description="Put before each modality to name its bucket."
+    )
 
     def settings(self) -> S3Settings:
         """The same as the settings that everything else reads."""

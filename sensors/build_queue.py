@@ -66,9 +66,9 @@ def build_queue(
     announced = list(_ids(read))
     waiting = store.call(lambda db: db.builds.unlaunched(_BATCH))
     requests: list[RunRequest] = []
-    for id in dict.fromkeys([*announced, *waiting]):
-        under_way = id in waiting and _has_run(context.instance, streams, id)
-        build = store.call(lambda db, id=id: db.builds.claim_launch(id))
+    for build_id in dict.fromkeys([*announced, *waiting]):
+        under_way = build_id in waiting and _has_run(context.instance, streams, build_id)
+        build = store.call(lambda db, key=build_id: db.builds.claim_launch(key))
         # A claim on a build whose run still waits for a worker only keeps it from the next ticks.
         if build is not None and not under_way:
             requests.append(_request(build))
@@ -123,4 +123,6 @@ def _has_run(instance: DagsterInstance, streams: StreamsResource, id: UUID) -> b
 
 def _end_lost(instance: DagsterInstance, run: DagsterRun) -> None:
     instance.add_run_tags(run.run_id, {LOST_TAG: "true"})
-    instance.report_run_canceled(run, "Its message was lost before a worker took it; launched again.")
+    instance.report_run_canceled(
+        run, "Its message was lost before a worker took it; launched again."
+    )

@@ -43,7 +43,9 @@ def build_failed(
     if current.tags.get(WILL_RETRY_TAG) == "true":
         return  # the retry goes on with the build
     why = " ".join((context.failure_event.message or "the run failed").split())
-    _end(run, BuildState.FAILED, f"run: {why}"[:1000], store, streams, objects, building)
+    group = context.instance.get_run_group(run.run_id) if run.root_run_id else None
+    runs = {run.run_id} | ({r.run_id for r in group[1]} if group else set())
+    _end(run, runs, BuildState.FAILED, f"run: {why}"[:1000], store, streams, objects, building)
 
 
 @run_status_sensor(
@@ -63,11 +65,13 @@ def build_canceled(
     """A run that was ended because its message was lost leaves its build to the next run."""
     if LOST_TAG in context.dagster_run.tags:
         return
-    _end(context.dagster_run, BuildState.CANCELED, None, store, streams, objects, building)
+    run = context.dagster_run
+    _end(run, {run.run_id}, BuildState.CANCELED, None, store, streams, objects, building)
 
 
 def _end(
     run: DagsterRun,
+    runs: set[str],
     state: BuildState,
     error: str | None,
     store: StoreResource,
@@ -75,12 +79,13 @@ def _end(
     objects: ObjectsResource,
     building: BuildingResource,
 ) -> None:
+    """End the run's build, unless it has ended; `runs` are this run and those that it retried."""
     tag = run.tags.get(BUILD_ID_TAG)
     if tag is not None:
         build = store.call(lambda db: db.builds.get(UUID(tag)))
     else:
         build = store.call(lambda db: db.builds.of_runs([run.run_id]))
-    if build is None or build.run_id not in {None, run.run_id}:
+    if build is None or not (build.run_id is None or build.run_id in runs):
         return  # the run has no build, or another run has it
     if build.state in BUILD.terminal and build.log_url is not None:
         return
@@ -89,4 +94,4 @@ def _end(
         log = BuildLog(str(build.id), spool, redis, keys.build_log(build.id), objects.store())
         if error is not None:
             log.line("run", error)
-        end_build(build, run.run_id, log, store, state, error)
+        end_build(build, build.run_id or run.run_id, log, store, state, error)

@@ -5,7 +5,6 @@ from typing import Any, Final
 __all__ = ["CELERY_CONFIG", "QUEUE"]
 
 
-
 QUEUE: Final = "dagster"
 
 _KEY_PREFIX: Final = "vyvo:celery:"

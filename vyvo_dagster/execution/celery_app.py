@@ -13,7 +13,7 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 from celery import Task
 from celery.signals import worker_init, worker_process_init, worker_shutting_down
@@ -46,7 +46,7 @@ class RunTask(Task):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Execute the run; SIGTERM interrupts it, and only it."""
         (packed,) = kwargs.values()
-        run: ExecuteRunArgs | ResumeRunArgs = unpack_value(packed)
+        run = cast("ExecuteRunArgs | ResumeRunArgs", unpack_value(packed))
         redis = connect_sync(_settings.redis_url)
         try:
             with _signals_kept(), hold_lease(redis, run.run_id):
@@ -55,8 +55,10 @@ class RunTask(Task):
             redis.close()
 
 
-execute_job = create_execute_job_task(app, base=RunTask)
-resume_job = create_resume_job_task(app, base=RunTask)
+# dagster-celery types the options of a task as dictionaries, which they need not be.
+_BASE: Any = RunTask
+execute_job = create_execute_job_task(app, base=_BASE)
+resume_job = create_resume_job_task(app, base=_BASE)
 
 
 @contextmanager

@@ -48,6 +48,9 @@ class LeasedCeleryRunLauncher(CeleryRunLauncher):
         if run is None or DAGSTER_CELERY_TASK_ID_TAG not in run.tags:
             return False
         waiting = read_lease(self._redis, run_id) is not Lease.RUNNING
+        # Before the signal: it tells the interrupted run that it was asked to end, and did not lose
+        # its worker.
+        self._instance.report_run_canceling(run)
         self._app.control.revoke(run.tags[DAGSTER_CELERY_TASK_ID_TAG], terminate=True)
         if waiting and run.status is not DagsterRunStatus.STARTED:
             # No process will ever report the end of a run that never began.
@@ -62,7 +65,9 @@ class LeasedCeleryRunLauncher(CeleryRunLauncher):
             # A run is not failed because Redis is away for a moment.
             return CheckRunHealthResult(WorkerStatus.RUNNING)
         if lease is Lease.LOST:
-            return CheckRunHealthResult(WorkerStatus.FAILED, "The worker that executed the run is gone.")
+            return CheckRunHealthResult(
+                WorkerStatus.FAILED, "The worker that executed the run is gone."
+            )
         return CheckRunHealthResult(WorkerStatus.RUNNING)
 
     @property

@@ -6,7 +6,7 @@ waits and for one whose message was lost.
 
 import threading
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from typing import Final
 
@@ -51,11 +51,9 @@ def hold_lease(redis: Redis, run_id: str) -> Generator[None]:
 
     def renew() -> None:
         while True:
-            try:
+            # It outlives a short outage; after a long one the run counts as lost, and is fenced.
+            with suppress(RedisError):
                 redis.set(key, Lease.RUNNING, ex=_LIFE_SECONDS)
-            except RedisError:
-                # It outlives a short outage; after a long one the run counts as lost, and is fenced.
-                pass
             if done.wait(_RENEW_SECONDS):
                 return
 
@@ -66,7 +64,5 @@ def hold_lease(redis: Redis, run_id: str) -> Generator[None]:
     finally:
         done.set()
         thread.join(timeout=5.0)
-        try:
+        with suppress(RedisError):
             redis.delete(key)
-        except RedisError:
-            pass

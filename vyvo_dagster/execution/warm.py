@@ -3,7 +3,7 @@
 import logging
 
 from dagster import DagsterInstance, Definitions
-from dagster._core.errors import DagsterError
+from dagster_shared.error import DagsterError
 from sqlalchemy.exc import SQLAlchemyError
 
 __all__ = ["warm"]

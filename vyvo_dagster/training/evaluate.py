@@ -42,7 +42,8 @@ def accuracy(
 def _load(path: Path) -> ModuleType:
     # The folder's name is no Python name: it is a template, copied whole into the runner.
     spec = importlib.util.spec_from_file_location("digits_diffusion_sampling", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     # dataclasses look their module up while it is still being loaded.
     sys.modules[spec.name] = module

@@ -83,14 +83,18 @@ class Launcher:
             build = await store.builds.claim_launch(build_id)
         if build is None:
             return
+        launched = False
         try:
             run_id = await self._launch(build_id, partition_key(build.model_id, build.version))
+            launched = True
+            log.info("build %s is run %s", build_id, run_id)
         except Unavailable as error:
             log.warning("build %s is left to the sensor: %s", build_id, error)
-            async with self._database.transaction() as store:
-                await store.builds.release_launch(build_id)
-        else:
-            log.info("build %s is run %s", build_id, run_id)
+        finally:
+            # A run that was launched all the same does no harm: only one can begin the build.
+            if not launched:
+                async with self._database.transaction() as store:
+                    await store.builds.release_launch(build_id)
 
     async def terminate(self, run_id: str) -> None:
         """Ask for a run's termination; one that has ended is no error. The run watches its row too."""

@@ -40,7 +40,7 @@ def test_what_can_be_stored_is_left_as_it_is(value: Any) -> None:
     "value", ["a\0", "\ud800", {"k\0": 1}, [[float("nan")]], {"a": [float("inf")]}, {"a": "\udfff"}]
 )
 def test_what_cannot_be_stored_is_refused(value: Any) -> None:
-    with pytest.raises(InvalidInput, match="^input "):
+    with pytest.raises(InvalidInput, match=r"^input "):
         check_json(value, "input")
 
 

@@ -1,11 +1,9 @@
 """A process that imports early and begins late: the imports overlap with the start of others.
 
 `vyvo up` starts a part at once with `VYVO_GATE` naming a file, and makes the file when what the
-part needs is up. As a program it runs a console script behind the gate:
-`python -m vyvo_dagster.local.gate dagster_webserver.cli:main --port 3000`.
+part needs is up.
 """
 
-import importlib
 import os
 import sys
 import time
@@ -27,17 +25,3 @@ def wait_at_gate() -> None:
         if time.monotonic() > deadline:
             sys.exit(f"{path} was not made within {_PATIENCE:.0f} s")
         time.sleep(0.02)
-
-
-def _main() -> None:
-    entry, *preloads = sys.argv[1].split(",")
-    module, _, function = entry.partition(":")
-    for name in (*preloads, module):
-        importlib.import_module(name)
-    wait_at_gate()
-    sys.argv = [module.partition(".")[0].replace("_", "-"), *sys.argv[2:]]
-    sys.exit(getattr(sys.modules[module], function)())
-
-
-if __name__ == "__main__":
-    _main()

@@ -38,6 +38,8 @@ class Part:
     """Added to the stack's environment; None takes a variable away."""
     cwd: Path | None = None
     user: tuple[int, int] | None = None
+    spawner: "Callable[[Part], Awaitable[Child]] | None" = None
+    """Starts the process instead of `spawn`; env, cwd and user are then its own business."""
     prepare: Callable[[], Awaitable[None]] | None = None
     settle: Callable[[], Awaitable[None]] | None = None
     preloads: bool = False
@@ -70,6 +72,8 @@ async def launch(part: Part, *, logs: Path, env: Mapping[str, str]) -> Child:
     """Start a part's process and do not wait for it."""
     if part.prepare is not None:
         await part.prepare()
+    if part.spawner is not None:
+        return await part.spawner(part)
     merged = {**env, **part.env}
     try:
         return spawn(

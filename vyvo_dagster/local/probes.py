@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from datetime import datetime
 from typing import Any
 
 import httpx
@@ -69,13 +70,16 @@ def log_says(text: bytes) -> Probe:
 def node_is_ready(api_url: str, admin_key: str, name: str) -> Probe:
     """The api lists the node `name` as ready, on a heartbeat of this start."""
 
-    async def probe(_: Child) -> None:
+    async def probe(child: Child) -> None:
         listed = await _request(
             "GET", f"{api_url}/api/nodes", headers={"Authorization": f"Bearer {admin_key}"}
         )
-        states = [node["state"] for node in listed["items"] if node["name"] == name]
-        if "ready" not in states:
-            raise Unavailable(f"node {name} is {states[0] if states else 'not known'} to the api")
+        node = next((node for node in listed["items"] if node["name"] == name), None)
+        if node is None:
+            raise Unavailable(f"node {name} has not joined")
+        seen = datetime.fromisoformat(node["last_heartbeat_at"]).timestamp()
+        if node["state"] != "ready" or seen < child.started_at:
+            raise Unavailable(f"node {name} is {node['state']}, last seen at {seen:.0f}")
 
     return probe
 

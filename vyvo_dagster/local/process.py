@@ -11,8 +11,21 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
-__all__ = ["STACK_VARIABLE", "Child", "kill_marked", "marked_pids", "spawn", "stop", "tail"]
+__all__ = [
+    "STACK_VARIABLE",
+    "Child",
+    "Process",
+    "die_with_parent",
+    "kept_small",
+    "kill_marked",
+    "marked_pids",
+    "rename_process",
+    "spawn",
+    "stop",
+    "tail",
+]
 
 STACK_VARIABLE = "VYVO_STACK"
 """Environment variable that every process of a stack inherits: `<data directory>#<start>`.
@@ -21,9 +34,20 @@ It is how the guardian finds what a killed `vyvo up` left behind, and how the ne
 same data directory finds what even the guardian missed.
 """
 
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 _LOG_LIMIT_BYTES = 16 * 1024 * 1024
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+
+class Process(Protocol):
+    """What is needed of a `subprocess.Popen`, so that a forked process can stand for one."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def returncode(self) -> int | None: ...
+    def poll(self) -> int | None: ...
+    def send_signal(self, sig: int, /) -> None: ...
 
 
 @dataclass(slots=True)
@@ -31,7 +55,7 @@ class Child:
     """A started process and how it wants to be stopped."""
 
     name: str
-    popen: subprocess.Popen[bytes]
+    popen: Process
     log: Path
     log_start: int = 0
     """Size of the log when it was started: what lies before is of earlier starts."""
@@ -58,6 +82,7 @@ def spawn(
     user: tuple[int, int] | None = None,
     stop_signal: signal.Signals = signal.SIGTERM,
     stop_grace: float = 10.0,
+    pass_fds: Sequence[int] = (),
 ) -> Child:
     """Start `argv` in its own session with both outputs appended to `log`.
 
@@ -70,10 +95,7 @@ def spawn(
     Raises:
         OSError: the program cannot be started.
     """
-    log.parent.mkdir(parents=True, exist_ok=True)
-    if log.exists() and log.stat().st_size > _LOG_LIMIT_BYTES:
-        log.replace(log.with_suffix(".log.1"))
-    with log.open("ab") as output:
+    with kept_small(log).open("ab") as output:
         log_start = output.tell()
         popen = subprocess.Popen(
             list(argv),
@@ -86,23 +108,39 @@ def spawn(
             user=user[0] if user else None,
             group=user[1] if user else None,
             extra_groups=[] if user else None,
-            preexec_fn=_die_with_parent(stop_signal),  # noqa: PLW1509 - one system call, no lock
+            pass_fds=tuple(pass_fds),
+            preexec_fn=_before_exec(stop_signal),  # noqa: PLW1509 - one system call, no lock
         )
     return Child(name, popen, log, log_start, stop_signal, stop_grace)
 
 
-def _die_with_parent(death_signal: signal.Signals) -> Callable[[], None] | None:
+def kept_small(log: Path) -> Path:
+    """The log file to append to; what has grown too long is put aside as `.log.1`."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    if log.exists() and log.stat().st_size > _LOG_LIMIT_BYTES:
+        log.replace(log.with_suffix(".log.1"))
+    return log
+
+
+def _before_exec(death_signal: signal.Signals) -> Callable[[], None]:
+    parent = os.getpid()
+    # After Popen has changed the user: a change of credentials clears the setting.
+    return lambda: die_with_parent(death_signal, parent)
+
+
+def die_with_parent(death_signal: signal.Signals, parent: int) -> None:
+    """Have the kernel send this process the signal when its parent, of that pid, dies (Linux)."""
     if _libc is None:
-        return None
-    libc, parent = _libc, os.getpid()
+        return
+    _libc.prctl(_PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0)
+    if os.getppid() != parent:  # it died between the fork and the line above
+        os._exit(1)
 
-    def in_child() -> None:
-        # After Popen has changed the user: a change of credentials clears the setting.
-        libc.prctl(_PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0)
-        if os.getppid() != parent:  # it died between the fork and the line above
-            os._exit(1)
 
-    return in_child
+def rename_process(name: str) -> None:
+    """Show `name` (its first 15 bytes) for this process in `ps` and `top` (Linux)."""
+    if _libc is not None:
+        _libc.prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0)
 
 
 async def stop(child: Child, *, grace: float | None = None) -> bool:

@@ -12,6 +12,7 @@ import yaml
 from vyvo_dagster.errors import Unavailable
 from vyvo_dagster.local import probes
 from vyvo_dagster.local.credentials import Credentials
+from vyvo_dagster.local.forking import Forkserver
 from vyvo_dagster.local.parts import Part
 from vyvo_dagster.local.ports import LOOPBACK
 from vyvo_dagster.local.process import STACK_VARIABLE
@@ -20,6 +21,7 @@ from vyvo_dagster.settings import EngineChoice
 __all__ = [
     "Addresses",
     "agent",
+    "dagster_forkserver",
     "dagster_parts",
     "environment",
     "service_parts",
@@ -172,7 +174,23 @@ def agent(
     )
 
 
-def dagster_parts(addresses: Addresses, *, data_dir: Path) -> list[Part]:
+def dagster_forkserver(*, env: Mapping[str, str], logs: Path) -> Forkserver:
+    """What Dagster's processes are forked from: they share most of what they import."""
+    modules = (
+        "dagster_webserver.cli",
+        "dagster._daemon.cli",
+        "dagster_postgres",
+        "celery.__main__",
+        "celery.bin.celery",
+        "celery.concurrency.prefork",
+        "vyvo_dagster.definitions",
+        "vyvo_dagster.execution.launcher",
+        "vyvo_dagster.execution.celery_app",
+    )
+    return Forkserver(modules, env=env, logs=logs)
+
+
+def dagster_parts(addresses: Addresses, *, data_dir: Path, forkserver: Forkserver) -> list[Part]:
     """Code server, webserver, daemon and the Celery worker that executes the runs."""
     url = addresses.dagster_url
     assert url is not None
@@ -181,55 +199,53 @@ def dagster_parts(addresses: Addresses, *, data_dir: Path) -> list[Part]:
     return [
         Part(
             name="code-server",
-            argv=_script(
-                "dagster._cli:main,vyvo_dagster.definitions",
-                *("api", "grpc", "-m", "vyvo_dagster.definitions", "-h", LOOPBACK),
-                *("-p", str(port), "--location-name", _LOCATION),
+            argv=(
+                *("dagster._cli:main", "api", "grpc", "-m", "vyvo_dagster.definitions"),
+                *("-h", LOOPBACK, "-p", str(port), "--location-name", _LOCATION),
             ),
             url=f"grpc://{LOOPBACK}:{port}",
             ready=probes.accepts_connections(port),
             needs=("migrate", "redis"),
-            preloads=True,
+            spawner=forkserver.fork,
             start_timeout=120.0,
             stop_rank=3,
         ),
         Part(
             name="webserver",
-            argv=_script(
-                "dagster_webserver.cli:main,dagster_postgres",
-                *("-w", str(workspace), "-h", LOOPBACK, "-p", str(addresses.dagster_port)),
+            argv=(
+                *("dagster_webserver.cli:main", "-w", str(workspace)),
+                *("-h", LOOPBACK, "-p", str(addresses.dagster_port)),
             ),
             url=url,
             ready=probes.location_is_loaded(url),
             needs=("postgres", "code-server"),
-            preloads=True,
+            spawner=forkserver.fork,
             start_timeout=120.0,
             stop_rank=2,
         ),
         Part(
             name="daemon",
-            argv=_script(
-                "dagster._daemon.cli:main,dagster_postgres", *("run", "-w", str(workspace))
-            ),
+            argv=("dagster._daemon.cli:main", "run", "-w", str(workspace)),
             url="sensors, schedules and run monitoring",
             ready=probes.daemon_beats(url),
+            # The webserver first: it makes the tables that both would otherwise make at once.
             needs=("webserver",),
-            preloads=True,
+            spawner=forkserver.fork,
             start_timeout=120.0,
             stop_rank=1,
         ),
         Part(
             name="worker",
-            argv=_script(
-                "celery.__main__:main,celery.bin.celery,vyvo_dagster.definitions,vyvo_dagster.execution.celery_app",
-                *("-A", "vyvo_dagster.execution.celery_app", "worker", "--pool", "prefork"),
-                *("--concurrency", "2", "--loglevel", "INFO", "--without-gossip"),
-                *("--without-mingle", "--hostname", f"dagster@%h-{port}", "-Q", "dagster"),
+            argv=(
+                *("celery.__main__:main", "-A", "vyvo_dagster.execution.celery_app", "worker"),
+                *("--pool", "prefork", "--concurrency", "2", "--loglevel", "INFO"),
+                *("--without-gossip", "--without-mingle", "-Q", "dagster"),
+                *("--hostname", f"dagster@%h-{port}"),
             ),
             url="2 Dagster runs at a time",
             ready=probes.log_says(b" ready."),
             needs=("webserver", "redis"),
-            preloads=True,
+            spawner=forkserver.fork,
             start_timeout=120.0,
             stop_grace=20.0,
             stop_rank=1,
@@ -257,7 +273,3 @@ def _dagster_yaml() -> Path:
 
 def _vyvo(command: str) -> tuple[str, ...]:
     return (sys.executable, "-P", "-m", "vyvo_dagster.cli", command)
-
-
-def _script(entry: str, *args: str) -> tuple[str, ...]:
-    return (sys.executable, "-P", "-m", "vyvo_dagster.local.gate", entry, *args)

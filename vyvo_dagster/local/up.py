@@ -24,6 +24,7 @@ from vyvo_dagster.local.servers import s3, valkey
 from vyvo_dagster.local.stack import (
     Addresses,
     agent,
+    dagster_forkserver,
     dagster_parts,
     environment,
     service_parts,
@@ -99,9 +100,12 @@ async def _run(options: UpOptions, data_dir: Path, report: Report) -> int:
     servers, addresses = _servers(options, data_dir, ports, credentials)
     env = environment(addresses, credentials, data_dir=data_dir, engine=options.engine, mark=mark)
     parts = [*servers, *service_parts(addresses)]
+    logs = data_dir / "logs"
+    forkserver = dagster_forkserver(env=env, logs=logs)
     if addresses.dagster_port is not None:
         write_dagster_home(data_dir, code_server_port=addresses.code_server_port)
-        parts += dagster_parts(addresses, data_dir=data_dir)
+        forkserver.start()
+        parts += dagster_parts(addresses, data_dir=data_dir, forkserver=forkserver)
     parts += [
         agent(
             addresses,
@@ -113,11 +117,9 @@ async def _run(options: UpOptions, data_dir: Path, report: Report) -> int:
         )
         for number in range(1, options.agents + 1)
     ]
-    supervisor = Supervisor(
-        parts, env=env, logs=data_dir / "logs", gates=data_dir / "gates", report=report
-    )
+    supervisor = Supervisor(parts, env=env, logs=logs, gates=data_dir / "gates", report=report)
     stopping = _on_signals(supervisor)
-    guardian = Guardian(mark, data_dir / "logs" / "guardian.log")
+    guardian = Guardian(mark, logs / "guardian.log")
     try:
         if not await _started(supervisor, stopping, report):
             return 130
@@ -132,6 +134,7 @@ async def _run(options: UpOptions, data_dir: Path, report: Report) -> int:
         return 0
     finally:
         await supervisor.stop()
+        await forkserver.stop()
         left = await asyncio.to_thread(kill_marked, mark, grace=2.0)
         if left:
             report.text(f"ended {len(left)} processes that the parts had left")

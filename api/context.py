@@ -121,6 +121,7 @@ async def open_context(settings: Settings, s3: S3Settings) -> AsyncGenerator[Con
                 await _ensure_admin_key(context)
                 context.loop("relay", context.relay.run)
                 context.loop("event hub", context.hub.run)
+                context.loop("announcer", context.announcer.run)
                 context.loop("key use", lambda: _note_use(context))
                 context.spawn("dagster warm-up", context.launcher.warm())
                 yield context

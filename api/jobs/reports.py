@@ -93,7 +93,7 @@ async def complete(
     ]
     events.append((job_id, JobEventKind.COMPLETED, completion(job, shapes)))
     await context.announcer.events(events)
-    await context.announcer.wake()
+    context.announcer.wake()
     _measure(job)
     return ReportAnswer(job_id=job_id, attempt=report.attempt, job_status=job.state)
 

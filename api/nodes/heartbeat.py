@@ -76,7 +76,7 @@ async def heartbeat(context: Context, node_id: UUID, body: Heartbeat) -> Heartbe
         context.relay.kick()
         await context.announcer.changes(outcome.handed_back)
     if outcome.wake:
-        await context.announcer.wake()
+        context.announcer.wake()
     return HeartbeatAnswer(
         server_time=now,
         assignments=[_desired(a, v) for a, v in loaded if a.state is not AssignmentState.REMOVING],

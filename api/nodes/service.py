@@ -93,7 +93,7 @@ async def set_flags(
         )
         await _audit(store, principal, str(kind), node_id, flags)
         node, assignments = await find(store, node_id), await store.assignments.of_node(node_id)
-    await context.announcer.wake()
+    context.announcer.wake()
     return node, assignments
 
 

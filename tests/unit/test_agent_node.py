@@ -104,5 +104,7 @@ def test_equal_specs_are_found_again_and_others_are_not() -> None:
 
 
 def test_logs_of_coglet_become_their_messages() -> None:
-    raw = b'{"level":"INFO","fields":{"message":"setup failed"},"target":"x"}\nplain line\n\n{"odd": 1}\n'
+    raw = b'rest of a line"},"target":"coglet::prediction"}\n'
+    raw += b'{"fields":{"message":"Starting prediction"},"target":"coglet::prediction"}\n'
+    raw += b'{"level":"INFO","fields":{"message":"setup failed"},"target":"x"}\nplain line\n\n{"odd": 1}\n'
     assert log_text(raw) == 'setup failed\nplain line\n{"odd": 1}'

@@ -18,6 +18,7 @@ __all__ = ["Launcher", "Runner", "RunnerSpec", "log_text", "until_serving"]
 _POLL_SECONDS: Final = 0.05
 _LONGEST_POLL: Final = 0.5
 _TAIL_CHARS: Final = 1500
+_PREDICTION_NOTES: Final = "coglet::prediction"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,14 +130,21 @@ async def until_serving(client: CogClient, timeout_seconds: float) -> None:
 
 
 def log_text(raw: bytes) -> str:
-    """The end of a runner's log as text; coglet's JSON lines become their messages."""
+    """The end of a runner's log as text: coglet's JSON lines become their messages.
+
+    Its notes that a prediction began or ended are left out, and so is a first line cut short.
+    """
     lines: list[str] = []
     for line in raw.decode(errors="replace").splitlines():
         try:
             record: Any = json.loads(line)
             message = str(record["fields"]["message"])
+            if "source" not in record["fields"] and record.get("target") == _PREDICTION_NOTES:
+                continue
         except (ValueError, KeyError, TypeError):
             message = line
+            if not lines and '"target":"coglet' in line:
+                continue
         if message.strip():
             lines.append(message.rstrip())
     return "\n".join(lines)[-_TAIL_CHARS:]

@@ -50,7 +50,7 @@ class WeightsCache:
         Raises:
             InvalidWeightsUri: the checksum is none.
             RunnerFailed: no room on the disk.
-            BuildFailed: the bytes are not those of the checksum.
+            Conflict: the bytes are not those of the checksum.
             NotFound, Unavailable: as the store answers.
         """
         digest = checksum.removeprefix("sha256:").lower()

@@ -60,3 +60,8 @@ def test_request_bodies_have_examples(document: dict[str, Any]) -> None:
         required = schemas[name]["required"]
         properties = schemas[name]["properties"]
         assert all("examples" in properties[field] for field in required), name
+
+
+def test_the_page_for_people_names_every_route(document: dict[str, Any]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+    assert [path for path in document["paths"] if f"{path}`" not in page] == []

@@ -1,0 +1,50 @@
+"""Errors as problem documents, each of the tree and those that nobody raised on purpose."""
+
+import httpx
+import pytest
+from fastapi import FastAPI, HTTPException
+
+from api.errors import add_handlers
+from vyvo_dagster import errors
+
+
+def of_tree(kind: type[errors.VyvoError]) -> list[type[errors.VyvoError]]:
+    return [kind, *(each for sub in kind.__subclasses__() for each in of_tree(sub))]
+
+
+async def answer_to(error: Exception) -> httpx.Response:
+    app = FastAPI()
+    add_handlers(app)
+
+    @app.get("/")
+    async def _() -> None:
+        raise error
+
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        return await client.get("/")
+
+
+@pytest.mark.parametrize("kind", of_tree(errors.VyvoError))
+async def test_each_error_answers_with_its_status_and_code(kind: type[errors.VyvoError]) -> None:
+    answer = await answer_to(kind("what to do", index=3))
+    assert answer.status_code == kind.status
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json() == {
+        "type": f"urn:vyvo:problem:{kind.code}", "title": answer.json()["title"],
+        "status": kind.status, "detail": "what to do", "code": kind.code, "index": 3,
+    }  # fmt: skip
+    assert ("retry-after" in answer.headers) == (kind.status in {429, 503})
+
+
+async def test_a_bug_tells_the_client_nothing_of_the_inside() -> None:
+    answer = await answer_to(RuntimeError("password=hunter2"))
+    assert answer.status_code == 500
+    assert answer.json()["code"] == "internal"
+    assert "hunter2" not in answer.text
+
+
+async def test_the_frameworks_own_errors_are_problems_too() -> None:
+    answer = await answer_to(HTTPException(415, "send JSON"))
+    assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_media_type")
+    assert answer.json()["detail"] == "send JSON"

@@ -38,8 +38,8 @@ def take_build(context: AssetExecutionContext, store: StoreResource) -> tuple[Bu
     tag, partition = context.run.tags.get(BUILD_ID_TAG), context.partition_key
 
     async def take(db: Store) -> tuple[Build, ModelVersion]:
-        build = await _find(db, tag, partition, [context.run_id, *earlier])
-        taken = await db.builds.begin(build.id, context.run_id, earlier)
+        build = await _find(db, tag, partition, [context.run.run_id, *earlier])
+        taken = await db.builds.begin(build.id, context.run.run_id, earlier)
         if taken is None:
             now = await db.builds.get(build.id)
             state = build.state if now is None else now.state

@@ -75,7 +75,7 @@ def build_step(
             str(build.id), spool, redis, keys.build_log(build.id), objects.store(), secrets=secrets
         )
         stack.callback(log.detach)
-        cancel = stack.enter_context(_watch(build, context.run_id, store))
+        cancel = stack.enter_context(_watch(build, context.run.run_id, store))
         run = BuildRun(build, version, log, cancel)
         try:
             yield run
@@ -93,7 +93,7 @@ def build_step(
             log.line(step, f"failed: {said}")
             if not isinstance(error, VyvoError | Failure):
                 context.log.exception("the step %s failed", step)
-            end_build(run.build, context.run_id, run.log, store, BuildState.FAILED, said)
+            end_build(run.build, context.run.run_id, run.log, store, BuildState.FAILED, said)
             raise Failure(description=said, allow_retries=False) from error
 
 
@@ -136,7 +136,7 @@ def end_build(
 
 def _cancel_asked(context: AssetExecutionContext, run: BuildRun, store: StoreResource) -> bool:
     """Whether an interrupt means that the build was canceled, and not that the worker is stopping."""
-    current = context.instance.get_run_by_id(context.run_id)
+    current = context.instance.get_run_by_id(context.run.run_id)
     if current is not None and current.status is DagsterRunStatus.CANCELING:
         return True
     build = store.call(lambda db: db.builds.get(run.build.id))
@@ -147,8 +147,8 @@ def _canceled(
     context: AssetExecutionContext, run: BuildRun, store: StoreResource, step: str
 ) -> None:
     run.log.line(step, "canceled")
-    end_build(run.build, context.run_id, run.log, store, BuildState.CANCELED, None)
-    current = context.instance.get_run_by_id(context.run_id)
+    end_build(run.build, context.run.run_id, run.log, store, BuildState.CANCELED, None)
+    current = context.instance.get_run_by_id(context.run.run_id)
     if current is not None and current.status is DagsterRunStatus.STARTED:
         # Canceled in the api and not in Dagster: the run must end as canceled, not be retried.
         context.instance.report_run_canceling(current, "The build was canceled.")

@@ -7,7 +7,6 @@ from dagster import AssetSelection, define_asset_job
 from vyvo_dagster.execution.names import (
     BUILD_JOB,
     MODEL_VERSION,
-    MODEL_VERSIONS,
     MODEL_WEIGHTS,
     RUNNER_IMAGE,
     TRAINING,
@@ -18,7 +17,6 @@ __all__ = ["build_runner", "train_digits_diffusion"]
 build_runner: Final = define_asset_job(
     BUILD_JOB,
     selection=AssetSelection.assets(MODEL_WEIGHTS, RUNNER_IMAGE, MODEL_VERSION),
-    partitions_def=MODEL_VERSIONS,
     description="Build the runner of one model version: copy its weights, build and check its image, "
     "register it. Started by POST /api/builds.",
 )

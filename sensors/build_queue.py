@@ -20,6 +20,7 @@ from dagster import (
     SkipReason,
     sensor,
 )
+from dagster._core.storage.tags import PARTITION_NAME_TAG
 
 from assets.jobs import build_runner
 from resources import StoreResource, StreamsResource
@@ -86,10 +87,12 @@ def build_queue(
 def _request(build: Build) -> RunRequest:
     claimed = build.launch_claimed_at
     assert claimed is not None  # set by the claim
+    partition = partition_key(build.model_id, build.version)
+    # With the tag set, as a direct launch sets it, Dagster need not load all partitions to check it.
     return RunRequest(
         run_key=f"{build.id}:{claimed.timestamp():.6f}",
-        partition_key=partition_key(build.model_id, build.version),
-        tags={BUILD_ID_TAG: str(build.id)},
+        partition_key=partition,
+        tags={BUILD_ID_TAG: str(build.id), PARTITION_NAME_TAG: partition},
     )
 
 

@@ -91,7 +91,9 @@ class Database:
         except (OperationalError, InterfaceError) as error:
             raise Unavailable("the database does not answer; try again shortly") from error
         except DataError as error:
-            raise InvalidInput("a value cannot be stored: a NUL character, or a number out of range") from error
+            raise InvalidInput(
+                "a value cannot be stored: a NUL character, or a number out of range"
+            ) from error
         except DBAPIError as error:
             if error.connection_invalidated:
                 raise Unavailable("the database went away; try again shortly") from error

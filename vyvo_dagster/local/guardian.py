@@ -14,7 +14,7 @@ from vyvo_dagster.local.process import kill_marked, marked_pids
 
 __all__ = ["Guardian"]
 
-_GRACE = 10.0
+_GRACE = 5.0
 
 
 class Guardian:

@@ -1,5 +1,6 @@
 """What `vyvo up` says while it starts, runs and stops: a line for each thing that happens."""
 
+import contextlib
 import re
 import time
 from typing import TextIO
@@ -26,8 +27,10 @@ class Report:
         took = "" if seconds is None else f"  {seconds:.1f} s"
         shown = _PASSWORD.sub(lambda m: f"{m[1]}@" if m[1] else "", detail)
         line = f"[{self.elapsed:5.1f}s] {name:<13} {word:<8} {shown}{took}"
-        print(line.rstrip(), file=self._out, flush=True)
+        self.text(line.rstrip())
 
     def text(self, text: str) -> None:
         """Say something as it is."""
-        print(text, file=self._out, flush=True)
+        # A terminal or a reader that is gone must not keep the stack from being stopped.
+        with contextlib.suppress(OSError, ValueError):
+            print(text, file=self._out, flush=True)

@@ -65,7 +65,7 @@ def up(options: UpOptions) -> int:
         data_dir.mkdir(parents=True, exist_ok=True)
         data_dir = data_dir.resolve()
         with _locked(data_dir):
-            kill_marked(f"{data_dir}#", grace=10.0)  # of a start whose guardian was killed too
+            kill_marked(f"{data_dir}#", grace=3.0)  # of a start whose guardian was killed too
             return asyncio.run(_run(options, data_dir, report))
     except VyvoError as error:
         _explain(report, error)

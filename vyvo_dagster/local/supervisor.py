@@ -66,12 +66,16 @@ class Supervisor:
             Unavailable: a part did not start; the others may be running, so call stop().
 
         """
+        failed: Unavailable | None = None
         try:
             async with asyncio.TaskGroup() as tasks:
                 for part in self._parts:
                     tasks.create_task(self._bring_up(part), name=f"start {part.name}")
         except* Unavailable as group:
-            raise _first(group) from None
+            failed = _first(group)
+        # Out here: what is raised inside except* comes out as a group again.
+        if failed is not None:
+            raise failed
 
     async def _bring_up(self, part: Part) -> None:
         if part.preloads:

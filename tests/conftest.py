@@ -11,7 +11,6 @@ import json
 import os
 import secrets
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -63,7 +62,7 @@ def _servers() -> dict[str, str]:
             host = _start_host(directory)
             deadline = time.monotonic() + START_TIMEOUT
             while not answer.exists():
-                if host.poll() is not None or time.monotonic() > deadline:
+                if _ended(host) or time.monotonic() > deadline:
                     log = directory.with_suffix(".log").read_text()
                     pytest.fail(f"the test servers did not start:\n{log[-4000:]}", pytrace=False)
                 time.sleep(0.05)
@@ -71,27 +70,26 @@ def _servers() -> dict[str, str]:
         return json.loads(answer.read_text())
 
 
-def _start_host(directory: Path) -> "subprocess.Popen[bytes]":
+def _start_host(directory: Path) -> int:
+    """Start the servers' host, which outlives this worker; its pid."""
+    script = str(Path(__file__).with_name("embedded_servers.py"))
     with directory.with_suffix(".log").open("wb") as log:
-        host = subprocess.Popen(
-            [
-                sys.executable,
-                str(Path(__file__).with_name("embedded_servers.py")),
-                str(directory),
-                os.environ[CONTROLLER],
+        pid = os.posix_spawn(
+            sys.executable,
+            [sys.executable, script, str(directory), os.environ[CONTROLLER]],
+            os.environ,
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, log.fileno(), 1),
+                (os.POSIX_SPAWN_DUP2, log.fileno(), 2),
             ],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
+            setsid=True,
         )
-    (directory / "host.pid").write_text(str(host.pid))
-    _HOSTS.append(host)
-    return host
+    (directory / "host.pid").write_text(str(pid))
+    return pid
 
 
-# Kept, so that no "still running" warning is raised when a worker forgets its child.
-_HOSTS: list["subprocess.Popen[bytes]"] = []
+def _ended(pid: int) -> bool:
+    return os.waitpid(pid, os.WNOHANG) != (0, 0)
 
 
 def _database(dsn: str, name: str) -> str:

@@ -14,7 +14,7 @@ help: ## Show this list
 
 $(BIN)/uv:
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.8'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9'
 
 # Each environment is made once for a lock; `--inexact` lets the larger one serve the smaller.
 .venv/.local: pyproject.toml uv.lock

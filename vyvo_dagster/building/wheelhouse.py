@@ -225,6 +225,8 @@ def _run(
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
         "PYTHONUNBUFFERED": "1",
         "NO_COLOR": "1",
+        # The host's own trust store, where a team's certificate authority is.
+        "UV_SYSTEM_CERTS": os.environ.get("UV_SYSTEM_CERTS", "1"),
     }
     run_logged(
         argv,

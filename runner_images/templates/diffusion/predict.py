@@ -65,7 +65,7 @@ class Predictor(BaseRunner):
         self.own_scheduler = self.pipeline.scheduler
 
     @streaming
-    def run(  # noqa: PLR0917 - Cog takes the inputs from the parameters
+    def run(
         self,
         prompt: str = Input(description="What to draw.", min_length=1, max_length=4000),
         negative_prompt: str = Input(description="What to keep out.", default="", max_length=4000),

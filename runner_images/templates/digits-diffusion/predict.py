@@ -49,7 +49,7 @@ class Predictor(BaseRunner):
         self.model = sampling.load_model(vyvo_runner.weights_path())
 
     @streaming
-    def run(  # noqa: PLR0917 - Cog takes the inputs from the parameters
+    def run(
         self,
         digit: int = Input(description="The digit to draw.", ge=0, le=9),
         count: int = Input(description="How many samples of it.", default=1, ge=1, le=64),

@@ -88,6 +88,19 @@ async def test_a_prediction_in_a_container_that_only_this_host_reaches(
         attrs(asked.assignment_id)
 
 
+@pytest.mark.parametrize("loopback_uploads", [True, False])
+async def test_two_runners_of_one_image_serve_side_by_side(
+    launcher: ContainerLauncher, cog_image: str, tmp_path: Path, loopback_uploads: bool
+) -> None:
+    asked = [spec(cog_image, tmp_path, loopback_uploads=loopback_uploads) for _ in range(3)]
+    runners = await asyncio.gather(*[launcher.launch(each) for each in asked])
+    outputs = await asyncio.gather(*[predicted(r, text="both", steps=0) for r in runners])
+    assert [p.output[0]["text"] for p in outputs] == ["both"] * 3
+    for runner in runners:
+        await runner.stop(0)
+    assert not any(listeners(int(r.url.rpartition(":")[2])) for r in runners)
+
+
 async def test_a_crash_is_seen_and_told(
     launcher: ContainerLauncher, cog_image: str, tmp_path: Path
 ) -> None:

@@ -1,7 +1,8 @@
 """Runners as containers: images of the buildx backend, and any other Cog image.
 
 Network: an object store on this host's loopback is only reached from the host's own network, so
-then the container joins it and its server is told to listen on a loopback port of our choice.
+then the container joins it, and the host's pids with it, and its server is told to listen on a
+loopback port of our choice.
 Otherwise it has a bridge of its own and its port is published on loopback alone. Either way nobody
 but this host reaches a runner.
 """
@@ -220,6 +221,9 @@ def _options(spec: RunnerSpec, config: Mapping[str, Any], node_id: UUID) -> dict
         port = free_port()
         labels[_PORT_LABEL] = str(port)
         options["network_mode"] = "host"
+        # Cog names its abstract sockets after the server's pid, and those names belong to the
+        # network: two servers that are each pid 1 could not stand side by side on the host's.
+        options |= {"pid_mode": "host", "init": False}
         command = [str(part) for part in config.get("Cmd") or []]
         if any(part.endswith(_COG_SERVER) for part in command):
             # The last --host wins: in the host's network the image's 0.0.0.0 would be everyone.

@@ -5,10 +5,12 @@
 
 from typing import Any
 
-from celery import Celery
-from dagster import DagsterRunStatus
+from dagster import DagsterInvariantViolationError
 from dagster._core.launcher import CheckRunHealthResult, LaunchRunContext, WorkerStatus
 from dagster._core.storage.dagster_run import DagsterRun
+from dagster._grpc.types import ExecuteRunArgs
+from dagster._serdes import pack_value
+from dagster_celery.config import TASK_EXECUTE_JOB_NAME
 from dagster_celery.launcher import CeleryRunLauncher
 from dagster_celery.tags import DAGSTER_CELERY_TASK_ID_TAG
 from redis.exceptions import RedisError
@@ -39,22 +41,40 @@ class LeasedCeleryRunLauncher(CeleryRunLauncher):
 
     @override
     def launch_run(self, context: LaunchRunContext) -> None:
-        note_queued(self._redis, context.dagster_run.run_id)
-        super().launch_run(context)
+        """Send the run to a worker.
+
+        By the task's name: dagster-celery would register the task anew with every launch, of which
+        Celery warns.
+        """
+        run = context.dagster_run
+        origin = run.job_code_origin
+        if origin is None:
+            raise DagsterInvariantViolationError(f"run {run.run_id} does not say where its code is")
+        arguments = ExecuteRunArgs(
+            job_origin=origin,
+            run_id=run.run_id,
+            instance_ref=self._instance.get_ref(),
+            set_exit_code_on_failure=True,
+        )
+        note_queued(self._redis, run.run_id)
+        signature: Any = self.celery.signature(
+            TASK_EXECUTE_JOB_NAME,
+            kwargs={"execute_job_args_packed": pack_value(arguments)},
+            immutable=True,
+        )
+        self._launch_celery_task_run(
+            run=run, task_signature=signature, routing_key=TASK_EXECUTE_JOB_NAME
+        )
 
     @override
     def terminate(self, run_id: str) -> bool:
         run = self._instance.get_run_by_id(run_id)
         if run is None or DAGSTER_CELERY_TASK_ID_TAG not in run.tags:
             return False
-        waiting = read_lease(self._redis, run_id) is not Lease.RUNNING
         # Before the signal: it tells the interrupted run that it was asked to end, and did not lose
         # its worker.
         self._instance.report_run_canceling(run)
-        self._app.control.revoke(run.tags[DAGSTER_CELERY_TASK_ID_TAG], terminate=True)
-        if waiting and run.status is not DagsterRunStatus.STARTED:
-            # No process will ever report the end of a run that never began.
-            self._instance.report_run_canceled(run)
+        self.celery.control.revoke(run.tags[DAGSTER_CELERY_TASK_ID_TAG], terminate=True)
         return True
 
     @override
@@ -69,10 +89,6 @@ class LeasedCeleryRunLauncher(CeleryRunLauncher):
                 WorkerStatus.FAILED, "The worker that executed the run is gone."
             )
         return CheckRunHealthResult(WorkerStatus.RUNNING)
-
-    @property
-    def _app(self) -> Celery:
-        return self.celery
 
     @property
     def _redis(self) -> Redis:

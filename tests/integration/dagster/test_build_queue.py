@@ -7,6 +7,7 @@ from dagster import DagsterRunStatus, RunRequest, build_sensor_context
 from dagster._core.storage.dagster_run import DagsterRun
 from uuid_utils.compat import uuid7
 
+from resources import StreamsResource
 from sensors import build_queue
 from tests.integration.dagster.conftest import World
 from vyvo_dagster.definitions import defs
@@ -130,5 +131,5 @@ def test_an_entry_that_names_no_build_is_dropped(world: World, entry: dict[str, 
 
 def test_builds_are_launched_while_redis_is_away(world: World) -> None:
     build = world.add_build(None)
-    world.streams = world.streams.model_copy(update={"url": "redis://127.0.0.1:1/0"})
+    world.streams = StreamsResource(url="redis://127.0.0.1:1/0")
     assert build.id in tick(world)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import engine_image
 import pytest
+from agent_world import Start, starter
 from control_plane import ControlPlane
 from redis.asyncio import Redis
 
@@ -80,14 +81,29 @@ def _environment(root: Path) -> None:
     python = venv / "bin" / "python"
     _run([*uv, "venv", "--quiet", "--relocatable", "--python", sys.executable, str(venv)], root)
     _run([*uv, "pip", "install", "--quiet", "--python", str(python), COG, "minio"], root)
-    _run([str(python), "-m", "vyvo_runner.schema"], app, PYTHONPATH=str(ROOT / "runner_images/sdk/src"))
+    _run(
+        [str(python), "-m", "vyvo_runner.schema"],
+        app,
+        PYTHONPATH=str(ROOT / "runner_images/sdk/src"),
+    )
     command = ["venv/bin/python", "-m", "cog.server.http", "--host", "127.0.0.1"]
     (root / "runner.json").write_text(json.dumps({"command": command, "cwd": "app", "env": {}}))
 
 
 def _run(command: list[str], cwd: Path, **env: str) -> None:
     done = subprocess.run(
-        command, check=False, cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True,
+        command,
+        check=False,
+        cwd=cwd,
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
         timeout=180,
     )
     assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+
+
+@pytest.fixture
+def started(plane: ControlPlane, runner_venvs: Path, tmp_path: Path) -> Start:
+    """Run an agent for the time of a block; its end is the orderly one."""
+    return starter(plane, runner_venvs, tmp_path)

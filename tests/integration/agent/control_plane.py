@@ -45,7 +45,10 @@ class ControlPlane:
         self.progress: list[tuple[UUID, ProgressReport]] = []
         self.completions: list[tuple[UUID, CompletionReport]] = []
         self.refusals: dict[str, deque[tuple[int, str]]] = {
-            "register": deque(), "heartbeat": deque(), "progress": deque(), "complete": deque()
+            "register": deque(),
+            "heartbeat": deque(),
+            "progress": deque(),
+            "complete": deque(),
         }
         self.changed = asyncio.Event()
 
@@ -105,13 +108,19 @@ class ControlPlane:
                 return JSONResponse({"detail": "unknown token", "code": "unauthenticated"}, 401)
             self.boots.append(body.boot_id)
             s3 = S3Access(
-                endpoint=self.s3.endpoint, access_key=self.s3.access_key,
-                secret_key=self.s3.secret_key.get_secret_value(), region=self.s3.region,
+                endpoint=self.s3.endpoint,
+                access_key=self.s3.access_key,
+                secret_key=self.s3.secret_key.get_secret_value(),
+                region=self.s3.region,
                 bucket_prefix=self.s3.bucket_prefix,
             )
             answer = RegisterAnswer(
-                node_id=self.node_id, credential=self.credential if token == JOIN_TOKEN else None,
-                redis_url=self.redis_url, s3=s3, artifact_ttl_seconds=3600, heartbeat_seconds=0.3,
+                node_id=self.node_id,
+                credential=self.credential if token == JOIN_TOKEN else None,
+                redis_url=self.redis_url,
+                s3=s3,
+                artifact_ttl_seconds=3600,
+                heartbeat_seconds=0.3,
             )
             return Response(answer.model_dump_json(), media_type="application/json")
 
@@ -121,7 +130,9 @@ class ControlPlane:
                 return refused
             self.heartbeats.append(body)
             answer = HeartbeatAnswer(
-                server_time=datetime.now(UTC), assignments=list(self.desired.values()), fenced=self.fenced
+                server_time=datetime.now(UTC),
+                assignments=list(self.desired.values()),
+                fenced=self.fenced,
             )
             return Response(answer.model_dump_json(), media_type="application/json")
 

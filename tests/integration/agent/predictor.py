@@ -25,7 +25,9 @@ class Predictor(BaseRunner):
         text: str = Input(default="hello"),
         steps: int = Input(default=2, ge=0, le=1000),
         seconds: float = Input(default=0.02),
-        how: str = Input(default="well", choices=["well", "fail", "die", "stubborn", "inline", "env"]),
+        how: str = Input(
+            default="well", choices=["well", "fail", "die", "stubborn", "inline", "env"]
+        ),
     ) -> Iterator[Any]:
         scope = current_scope()
         for step in range(steps):
@@ -44,6 +46,9 @@ class Predictor(BaseRunner):
         if how == "inline":
             yield "data:image/png;base64," + base64.b64encode(text.encode()).decode()
         elif how == "env":
-            yield {name: os.environ.get(name) for name in ("GREETING", "VYVO_MODEL_ID", "PORT", "VYVO_AGENT_JOIN_TOKEN")}
+            yield {
+                name: os.environ.get(name)
+                for name in ("GREETING", "VYVO_MODEL_ID", "PORT", "VYVO_AGENT_JOIN_TOKEN")
+            }
         else:
             yield {"text": text, "weights": self.weights.decode(), "pid": os.getpid()}

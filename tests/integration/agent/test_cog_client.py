@@ -98,7 +98,9 @@ async def test_a_full_runner_is_waited_for(client: CogClient) -> None:
     assert [p.status for p in ended] == [PredictionStatus.SUCCEEDED] * 2
 
 
-async def test_a_runner_that_dies_breaks_the_prediction_off(client: CogClient, runner: Runner) -> None:
+async def test_a_runner_that_dies_breaks_the_prediction_off(
+    client: CogClient, runner: Runner
+) -> None:
     with pytest.raises(Unavailable):
         await asyncio.wait_for(client.predict("g-1", {"how": "die", "steps": 0}, Heard()), 10)
     assert "SIGKILL" in await asyncio.wait_for(runner.wait(), 5)

@@ -47,7 +47,12 @@ def spec(image: str, tmp_path: Path, **changes: Any) -> RunnerSpec:
     if not weights.exists():
         weights.write_text("the weights")
         weights.chmod(0o444)
-    values = {"assignment_id": uuid4(), "image": image, "env": {"GREETING": "hi"}, "weights": weights}
+    values = {
+        "assignment_id": uuid4(),
+        "image": image,
+        "env": {"GREETING": "hi"},
+        "weights": weights,
+    }
     return RunnerSpec(**{**values, "memory_bytes": 512 << 20, **changes})
 
 
@@ -156,5 +161,7 @@ def listeners(port: int) -> set[str]:
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     rows += [line.split() for line in Path("/proc/net/tcp6").read_text().splitlines()[1:]]
     return {
-        row[1].partition(":")[0] for row in rows if row[3] == "0A" and int(row[1].partition(":")[2], 16) == port
+        row[1].partition(":")[0]
+        for row in rows
+        if row[3] == "0A" and int(row[1].partition(":")[2], 16) == port
     }

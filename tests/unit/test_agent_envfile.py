@@ -65,7 +65,9 @@ def test_any_printable_value_survives(value: str) -> None:
     assert _unquoted(text.removeprefix("NAME=").removesuffix("\n")) == value
 
 
-@pytest.mark.parametrize("char", ["\n", "\r", "\0", "\x1b", "\x85", "\u2028", "\u2029", "\ud800", "\x7f"])
+@pytest.mark.parametrize(
+    "char", ["\n", "\r", "\0", "\x1b", "\x85", "\u2028", "\u2029", "\ud800", "\x7f"]
+)
 def test_what_could_end_a_line_is_refused(char: str) -> None:
     with pytest.raises(InvalidEnv, match="value of NAME"):
         render({"NAME": f"a{char}LD_PRELOAD=/tmp/x.so"})
@@ -86,7 +88,9 @@ class TestEnvDirectory:
     def folder(self, tmp_path: Path, node: UUID) -> EnvDirectory:
         return EnvDirectory(tmp_path / "etc", node)
 
-    def test_the_file_is_named_after_the_model_and_only_its_owner_reads_it(self, folder: EnvDirectory) -> None:
+    def test_the_file_is_named_after_the_model_and_only_its_owner_reads_it(
+        self, folder: EnvDirectory
+    ) -> None:
         path = folder.write(uuid4(), "acme/tiny", "1", {"A": "b"})
         assert path.name == "acme--tiny.env"
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -107,7 +111,9 @@ class TestEnvDirectory:
         assert 'A="2"' in path.read_text()
         assert len(list(folder.path.iterdir())) == 1
 
-    def test_files_of_others_are_left_alone(self, folder: EnvDirectory, node: UUID, tmp_path: Path) -> None:
+    def test_files_of_others_are_left_alone(
+        self, folder: EnvDirectory, node: UUID, tmp_path: Path
+    ) -> None:
         foreign = EnvDirectory(tmp_path / "etc", uuid4())
         kept, other, stale = uuid4(), uuid4(), uuid4()
         folder.write(kept, "acme/kept", "1", {})
@@ -120,7 +126,9 @@ class TestEnvDirectory:
         assert left == ["acme--kept.env", "acme--other.env", "acme--tiny.env", "agent.env"]
         assert folder.write(kept, "acme/tiny", "3", {}).name == "acme--tiny@3.env"
 
-    @pytest.mark.parametrize("model_id", ["../etc", "a/../b", "a", "a/b/c", "a /b", "a/b\n", "/etc/passwd"])
+    @pytest.mark.parametrize(
+        "model_id", ["../etc", "a/../b", "a", "a/b/c", "a /b", "a/b\n", "/etc/passwd"]
+    )
     def test_a_model_id_never_leaves_the_folder(self, folder: EnvDirectory, model_id: str) -> None:
         with pytest.raises(InvalidModelId):
             folder.write(uuid4(), model_id, "1", {})

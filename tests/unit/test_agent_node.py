@@ -18,7 +18,9 @@ GIB = 1 << 30
 
 
 def s3(endpoint: str) -> S3Access:
-    return S3Access(endpoint=endpoint, access_key="a", secret_key="s", region="r", bucket_prefix="v-")
+    return S3Access(
+        endpoint=endpoint, access_key="a", secret_key="s", region="r", bucket_prefix="v-"
+    )
 
 
 def test_a_host_without_nvml_has_no_gpus_and_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +52,9 @@ def test_node_names(monkeypatch: pytest.MonkeyPatch) -> None:
 
 class TestGpuBooking:
     def gpus(self, *sizes: int) -> GpuBooking:
-        return GpuBooking([Gpu(index=i, uuid=f"GPU-{i}", name="x", memory_bytes=s) for i, s in enumerate(sizes)])
+        return GpuBooking(
+            [Gpu(index=i, uuid=f"GPU-{i}", name="x", memory_bytes=s) for i, s in enumerate(sizes)]
+        )
 
     def test_the_fullest_gpu_with_room_is_taken(self) -> None:
         gpus = self.gpus(80 * GIB, 24 * GIB)
@@ -98,7 +102,10 @@ def test_a_version_cannot_say_what_the_node_says() -> None:
 
 def test_equal_specs_are_found_again_and_others_are_not() -> None:
     known = uuid4()
-    one, same = RunnerSpec(known, "image", {"A": "1", "B": "2"}), RunnerSpec(known, "image", {"B": "2", "A": "1"})
+    one, same = (
+        RunnerSpec(known, "image", {"A": "1", "B": "2"}),
+        RunnerSpec(known, "image", {"B": "2", "A": "1"}),
+    )
     assert one.digest == same.digest
     assert one.digest != RunnerSpec(known, "image", {"A": "1"}).digest
 

@@ -11,7 +11,10 @@ from vyvo_dagster.domain.model import Modality
 @pytest.mark.parametrize(
     ("uri", "expected"),
     [
-        ("data:image/png;base64," + base64.b64encode(b"\x89PNG").decode(), ("image/png", b"\x89PNG")),
+        (
+            "data:image/png;base64," + base64.b64encode(b"\x89PNG").decode(),
+            ("image/png", b"\x89PNG"),
+        ),
         ("DATA:Image/PNG;BASE64,iVBORw==", ("image/png", b"\x89PNG")),
         ("data:,plain%20text", ("text/plain", b"plain text")),
         ("data:text/plain;charset=utf-8;base64,aGk=", ("text/plain", b"hi")),

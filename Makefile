@@ -6,6 +6,8 @@ BIN := .venv/bin
 UV := $(shell command -v uv 2>/dev/null || echo $(CURDIR)/$(BIN)/uv)
 # Tests that share one machine: two workers keep two cores busy.
 WORKERS ?= 2
+# The machine's trust store, where a team's own certificate authority is.
+export UV_SYSTEM_CERTS ?= 1
 
 .PHONY: help demo up test lint fmt bench clean
 

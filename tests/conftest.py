@@ -31,6 +31,8 @@ def _directory() -> Path:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Tests that install from an index trust what the machine trusts.
+    os.environ.setdefault("UV_SYSTEM_CERTS", "1")
     if not hasattr(config, "workerinput"):  # the controller of xdist, or the only process
         os.environ[CONTROLLER] = str(os.getpid())
 
@@ -123,6 +125,14 @@ def postgres_dsn(_servers: dict[str, str]) -> str:
 def empty_postgres_dsn(_servers: dict[str, str]) -> str:
     """libpq URL of a database without tables, for what brings its own (migrations, Dagster)."""
     dsn, name = _servers["postgres_dsn"], f"empty_{secrets.token_hex(4)}"
+    _execute(dsn, f"CREATE DATABASE {name}")
+    return _database(dsn, name)
+
+
+@pytest.fixture
+def fresh_postgres_dsn(_servers: dict[str, str]) -> str:
+    """libpq URL of a database without tables that only this test uses."""
+    dsn, name = _servers["postgres_dsn"], f"fresh_{secrets.token_hex(4)}"
     _execute(dsn, f"CREATE DATABASE {name}")
     return _database(dsn, name)
 

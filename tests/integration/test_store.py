@@ -48,10 +48,10 @@ async def queued_build(store: Store) -> UUID:
     return build_id
 
 
-async def test_migrations_give_the_tables_of_the_code(empty_postgres_dsn: str) -> None:
-    await asyncio.to_thread(upgrade, empty_postgres_dsn)
-    await asyncio.to_thread(upgrade, empty_postgres_dsn)
-    assert await asyncio.to_thread(differences, empty_postgres_dsn) == []
+async def test_migrations_give_the_tables_of_the_code(fresh_postgres_dsn: str) -> None:
+    await asyncio.to_thread(upgrade, fresh_postgres_dsn)
+    await asyncio.to_thread(upgrade, fresh_postgres_dsn)
+    assert await asyncio.to_thread(differences, fresh_postgres_dsn) == []
 
 
 async def test_a_launch_is_claimed_once_and_an_execution_begins_once(database: Database) -> None:

@@ -6,10 +6,13 @@ from fastapi import FastAPI, HTTPException
 
 from api.errors import add_handlers
 from vyvo_dagster import errors
+from vyvo_dagster.client import ApiError
 
 
 def of_tree(kind: type[errors.VyvoError]) -> list[type[errors.VyvoError]]:
-    return [kind, *(each for sub in kind.__subclasses__() for each in of_tree(sub))]
+    # ApiError is the client's: it carries what an api answered, and no api raises it.
+    subs = [sub for sub in kind.__subclasses__() if sub is not ApiError]
+    return [kind, *(each for sub in subs for each in of_tree(sub))]
 
 
 async def answer_to(error: Exception) -> httpx.Response:

@@ -57,7 +57,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones(name: str) -> None:
 def test_the_hash_changes_with_content_and_names_and_nothing_else(copy: Path) -> None:
     original = content_hash(copy)
     assert original == get_template("digits-diffusion").hash
-    (copy / "__pycache__").mkdir()
+    (copy / "__pycache__").mkdir(exist_ok=True)
     (copy / "__pycache__" / "x.pyc").write_bytes(b"x")
     assert content_hash(copy) == original
     (copy / "requirements.in").rename(copy / "requirements.txt")

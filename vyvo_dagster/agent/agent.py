@@ -200,10 +200,11 @@ class Agent:
         return self._reconciler
 
     async def _leave(self) -> None:
-        if self._attempts is not None:
-            await self._attempts.hand_back(_HAND_BACK_SECONDS)
+        # Told first: what is handed back to a node that still counts as ready would come back to it.
         if self._heartbeats is not None:
             await self._heartbeats.leave(_LEAVE_SECONDS)
+        if self._attempts is not None:
+            await self._attempts.hand_back(_HAND_BACK_SECONDS)
         if self._reconciler is not None:
             await self._reconciler.close(_CLOSE_SECONDS)
         _log.info("stopped")

@@ -15,6 +15,7 @@ from api.announcer import Announcer
 from api.authenticator import Authenticator
 from api.builds.launch import Launcher
 from api.jobs.schema_check import InputSchemas
+from vyvo_dagster.concurrency import cancel_all
 from vyvo_dagster.dispatch.relay import Relay
 from vyvo_dagster.errors import Unavailable
 from vyvo_dagster.objects import ObjectStore
@@ -80,11 +81,10 @@ class Context:
 
         self.spawn(name, forever())
 
-    def cancel_tasks(self) -> None:
-        """Cancel everything that was spawned."""
+    async def end_tasks(self) -> None:
+        """End everything that was spawned."""
         self.stopping.set()
-        for task in self._tasks:
-            task.cancel()
+        await cancel_all(self._tasks)
 
 
 async def get_context(request: Request) -> Context:
@@ -126,7 +126,7 @@ async def open_context(settings: Settings, s3: S3Settings) -> AsyncGenerator[Con
                 context.spawn("dagster warm-up", context.launcher.warm())
                 yield context
             finally:
-                context.cancel_tasks()
+                await context.end_tasks()
     finally:
         await http.aclose()
         await redis.aclose()

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-__all__ = ["columns_of", "page", "record"]
+__all__ = ["page", "record"]
 
 T = TypeVar("T")
 
@@ -36,12 +36,6 @@ def record(cls: type[T], row: Mapping[Any, Any]) -> T:
             for name, enum in _converters(cls).items()
         }
     )
-
-
-def columns_of(cls: type[Any], table: sa.Table) -> list[sa.Column[Any]]:
-    """The columns of `table` that `cls` has a field for."""
-    names = _converters(cls)
-    return [column for column in table.c if column.name in names]
 
 
 def page(

@@ -138,4 +138,10 @@ class AgentSettings(BaseSettings):
         default=None, description="Docker engine URL; unset uses Docker's default."
     )
     labels: dict[str, str] = Field(default_factory=dict, description="Labels, as a JSON object.")
-    slots: int = Field(default=1, ge=1, description="Concurrent predictions per loaded version.")
+    slots: int = Field(
+        default=1, ge=1, le=4096, description="Concurrent predictions per loaded version."
+    )
+    allow_noop: bool = Field(
+        default=False,
+        description="Take noop:// versions, which answer their input: for load tests only.",
+    )

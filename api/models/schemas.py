@@ -60,8 +60,10 @@ class VersionPut(Body):
     modality: Literal[Modality.IMAGE, Modality.VIDEO, Modality.AUDIO, Modality.TEXT]
     runner_image: str | None = Field(
         None, max_length=512,
-        pattern=r"^(venv://sha256:[0-9a-f]{64}|[a-z0-9][a-z0-9._:/-]*@sha256:[0-9a-f]{64})$",
-        description="Reference with its digest; a version with one is ready, without one a draft.",
+        pattern=r"^(venv://sha256:[0-9a-f]{64}|noop://[a-z0-9][a-z0-9-]{0,62}|"
+        r"[a-z0-9][a-z0-9._:/-]*@sha256:[0-9a-f]{64})$",
+        description="Reference with its digest; a version with one is ready, without one a draft. "
+        "`noop://<name>` answers its input, on nodes that allow it: for load tests.",
         examples=["127.0.0.1:5000/vyvo/digits@sha256:" + "0" * 64],
     )  # fmt: skip
     template: Text = Field("external", max_length=63)

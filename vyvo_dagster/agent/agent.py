@@ -30,6 +30,7 @@ from vyvo_dagster.agent.reconcile import NodePreparation, Reconciler
 from vyvo_dagster.agent.runners.base import Launcher
 from vyvo_dagster.agent.runners.container import ContainerLauncher
 from vyvo_dagster.agent.runners.engine import Engine, connect
+from vyvo_dagster.agent.runners.noop import NoopLauncher
 from vyvo_dagster.agent.runners.process import ProcessLauncher
 from vyvo_dagster.agent.uploads import Uploader
 from vyvo_dagster.agent.weights import WeightsCache
@@ -191,7 +192,10 @@ class Agent:
             await self._reconciler.close(_CLOSE_SECONDS)
         settings = self._settings
         venvs = (settings.venv_dir or self._data_dir / "venvs").absolute()
-        launchers: list[Launcher] = [ProcessLauncher(venvs, self._data_dir / "runners")]
+        launchers: list[Launcher] = [
+            ProcessLauncher(venvs, self._data_dir / "runners"),
+            NoopLauncher(allowed=settings.allow_noop),
+        ]
         if host.engine is not None:
             launchers.append(ContainerLauncher(host.engine, session.node_id))
         env_files = EnvDirectory(settings.env_dir.absolute(), session.node_id)

@@ -6,8 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from vyvo_dagster.agent.cog_client import CogClient
-from vyvo_dagster.agent.runners.base import Launcher, Runner, RunnerSpec, until_serving
+from vyvo_dagster.agent.runners.base import (
+    Launcher,
+    Runner,
+    RunnerClient,
+    RunnerSpec,
+    until_serving,
+)
 from vyvo_dagster.errors import RunnerFailed, VyvoError
 
 __all__ = ["Ended", "Loaded", "NotServing", "RunnerCrashed", "ServingLimits", "serve"]
@@ -41,7 +46,7 @@ class Loaded:
     """A runner that serves. `gone` is set once it serves no longer, `reason` then says why."""
 
     runner: Runner
-    client: CogClient
+    client: RunnerClient
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     reason: str = ""
     ordered: bool = False
@@ -81,7 +86,7 @@ async def serve(
     runner = await _launched(launcher, spec)
     grace = 0.0
     try:
-        async with CogClient(runner.url) as client:
+        async with runner.connect() as client:
             ended = asyncio.create_task(runner.wait())
             try:
                 return await _watched_through(Loaded(runner, client), ended, limits, ready)

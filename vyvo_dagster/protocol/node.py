@@ -106,7 +106,7 @@ class ObservedAssignment(_Model):
     assignment_id: UUID
     state: AssignmentState
     detail: Annotated[str, Field(max_length=2000)] | None = None
-    slots: int = Field(default=1, ge=1, le=1024)
+    slots: int = Field(default=1, ge=1, le=4096)
 
 
 class Heartbeat(_Model):
@@ -119,7 +119,7 @@ class Heartbeat(_Model):
     )
     memory_available_bytes: int = Field(default=0, ge=0)
     gpus: list[GpuMetrics] = Field(default_factory=list[GpuMetrics], max_length=64)
-    running: list[AttemptRef] = Field(default_factory=list[AttemptRef], max_length=4096)
+    running: list[AttemptRef] = Field(default_factory=list[AttemptRef], max_length=65536)
     assignments: list[ObservedAssignment] = Field(
         default_factory=list[ObservedAssignment], max_length=1024
     )

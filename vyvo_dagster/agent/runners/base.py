@@ -7,13 +7,13 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, Self
 from uuid import UUID
 
-from vyvo_dagster.agent.cog_client import CogClient, HealthStatus
+from vyvo_dagster.agent.cog_client import Health, HealthStatus, Listener, Prediction
 from vyvo_dagster.errors import RunnerFailed, Unavailable
 
-__all__ = ["Launcher", "Runner", "RunnerSpec", "log_text", "until_serving"]
+__all__ = ["Launcher", "Runner", "RunnerClient", "RunnerSpec", "log_text", "until_serving"]
 
 _POLL_SECONDS: Final = 0.05
 _LONGEST_POLL: Final = 0.5
@@ -50,12 +50,33 @@ class RunnerSpec:
         object.__setattr__(self, "digest", hashlib.sha256(canonical).hexdigest())
 
 
+class RunnerClient(Protocol):
+    """Asks one runner for predictions. `CogClient` says what each call means and raises."""
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(self, *exc: object) -> None: ...
+
+    async def health(self) -> Health: ...
+
+    async def predict(
+        self,
+        prediction_id: str,
+        input: Mapping[str, Any],
+        listener: Listener,
+        *,
+        context: Mapping[str, str] | None = None,
+        traceparent: str | None = None,
+    ) -> Prediction: ...
+
+    async def cancel(self, prediction_id: str) -> bool: ...
+
+
 class Runner(Protocol):
     """A started runner. It may not have finished, or passed, its setup."""
 
-    @property
-    def url(self) -> str:
-        """Where its Cog server listens."""
+    def connect(self) -> RunnerClient:
+        """A client of it, to be entered and left by who asks."""
         ...
 
     async def wait(self) -> str:
@@ -104,7 +125,7 @@ class Launcher(Protocol):
         ...
 
 
-async def until_serving(client: CogClient, timeout_seconds: float) -> None:
+async def until_serving(client: RunnerClient, timeout_seconds: float) -> None:
     """Return once the runner's setup has succeeded.
 
     Raises:

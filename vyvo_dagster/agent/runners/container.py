@@ -129,7 +129,7 @@ class ContainerLauncher:
         runner = ContainerRunner(self._engine, container, spec.memory_bytes)
         try:
             await runner.locate()
-            async with CogClient(runner.url) as client:
+            async with runner.connect() as client:
                 serves = (await client.health()).serves
         except (RunnerFailed, Unavailable):
             return None
@@ -164,6 +164,10 @@ class ContainerRunner:
                     f"the container ended or published no port: {await self.log_tail() or 'no output'}"
                 )
             await asyncio.sleep(0.05)
+
+    def connect(self) -> CogClient:
+        """A client of its Cog server."""
+        return CogClient(self.url)
 
     async def wait(self) -> str:
         """Return once the container has ended. An engine that is away says nothing about that."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
+from vyvo_dagster.agent.cog_client import CogClient
 from vyvo_dagster.agent.runners.base import Runner, RunnerSpec, log_text
 from vyvo_dagster.errors import RunnerFailed
 
@@ -132,6 +133,10 @@ class ProcessRunner:
         self._process = process
         self._log = log
         self.url = url
+
+    def connect(self) -> CogClient:
+        """A client of its Cog server."""
+        return CogClient(self.url)
 
     async def wait(self) -> str:
         """Return once the process has ended; meanwhile its log is kept from growing without end."""

@@ -1,0 +1,110 @@
+"""Runners that are nothing: `noop://` versions answer at once with their input.
+
+For load tests of everything around a prediction. A node takes them only where its operator says so
+(`VYVO_AGENT_ALLOW_NOOP=1`), so that no version can pass for a model's by mistake.
+"""
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, Self
+
+from vyvo_dagster.agent.cog_client import (
+    Health,
+    HealthStatus,
+    Listener,
+    Prediction,
+    PredictionStatus,
+)
+from vyvo_dagster.agent.runners.base import Runner, RunnerSpec
+from vyvo_dagster.errors import RunnerFailed
+
+__all__ = ["NoopLauncher", "NoopRunner"]
+
+_SCHEME: Final = "noop://"
+
+
+class NoopLauncher:
+    """Starts nothing, and says so of a node that does not allow it.
+
+    Args:
+        allowed: whether the node's operator allows such runners.
+    """
+
+    def __init__(self, *, allowed: bool) -> None:
+        self._allowed = allowed
+
+    def accepts(self, image: str) -> bool:
+        """Whether `image` is one that only answers its input."""
+        return image.startswith(_SCHEME)
+
+    async def prepare(self, image: str) -> None:
+        """Nothing is fetched."""
+        if not self._allowed:
+            raise RunnerFailed(
+                f"{image} is a runner for load tests; this node takes one only with "
+                "VYVO_AGENT_ALLOW_NOOP=1"
+            )
+
+    async def launch(self, spec: RunnerSpec) -> Runner:
+        """A runner that serves at once."""
+        return NoopRunner()
+
+    async def sweep(self, keep: Iterable[object]) -> None:
+        """Nothing is left of an earlier start."""
+
+    async def aclose(self) -> None:
+        """Nothing is held."""
+
+
+class NoopRunner:
+    """Serves until it is stopped."""
+
+    def __init__(self) -> None:
+        self._stopped = asyncio.Event()
+
+    def connect(self) -> "NoopClient":
+        """A client that answers by itself."""
+        return NoopClient()
+
+    async def wait(self) -> str:
+        """Return once it was stopped."""
+        await self._stopped.wait()
+        return "the runner was stopped"
+
+    async def stop(self, grace_seconds: float) -> None:
+        """End it."""
+        self._stopped.set()
+
+    async def log_tail(self) -> str:
+        """It writes nothing."""
+        return ""
+
+
+class NoopClient:
+    """Answers every prediction with its input."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        return None
+
+    async def health(self) -> Health:
+        """Always ready."""
+        return Health(HealthStatus.READY)
+
+    async def predict(
+        self,
+        prediction_id: str,
+        input: Mapping[str, Any],
+        listener: Listener,
+        *,
+        context: Mapping[str, str] | None = None,
+        traceparent: str | None = None,
+    ) -> Prediction:
+        """Succeed at once."""
+        return Prediction(PredictionStatus.SUCCEEDED, dict(input))
+
+    async def cancel(self, prediction_id: str) -> bool:
+        """Nothing lasts long enough."""
+        return False

@@ -75,7 +75,9 @@ def test_every_exported_name_exists() -> None:
     assert not wrong
 
 
-@pytest.mark.parametrize("entry", ["vyvo_dagster.agent.main", "vyvo_dagster.cli"])
+@pytest.mark.parametrize(
+    "entry", ["vyvo_dagster.agent.main", "vyvo_dagster.cli", "vyvo_dagster.client"]
+)
 def test_the_agent_starts_without_the_servers_libraries(entry: str) -> None:
     banned = ["dagster", "fastapi", "sqlalchemy", "alembic", "celery"]
     code = (

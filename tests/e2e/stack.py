@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 
 from vyvo_dagster.client import Client
+from vyvo_dagster.client.models import Build
 from vyvo_dagster.domain.model import Modality
 from vyvo_dagster.local.ports import Ports
 from vyvo_dagster.local.process import marked_pids
@@ -110,9 +111,7 @@ def _start(data_dir: Path, *options: str) -> RunningStack:
     return RunningStack(process, data_dir, json.loads(line))
 
 
-def build_and_assign(
-    client: Client, model_id: str, version: str, weights_uri: str
-) -> dict[str, Any]:
+def build_and_assign(client: Client, model_id: str, version: str, weights_uri: str) -> Build:
     """Build a digits runner and load it on every node; the build as it ended."""
     submitted = client.submit_build(
         {
@@ -123,16 +122,14 @@ def build_and_assign(
             "weights_uri": weights_uri,
         }
     )
-    built = client.wait_for_build(submitted["build_id"], 240)
-    assert built["status"] == "succeeded", built
-    version_id = client.version(model_id, version)["id"]
-    for node in client.nodes():
-        client.assign(node["id"], model_id, version_id)
+    built = client.wait_for_build(submitted.build_id, 240)
+    assert built.status == "succeeded", built
+    version_id = client.version(model_id, version).id
+    for node in client.nodes().items:
+        client.assign(node.id, model_id, version_id)
     until(
         lambda: all(
-            a["state"] == "ready"
-            for n in client.nodes()
-            for a in client.node(n["id"])["assignments"]
+            a.state == "ready" for n in client.nodes().items for a in client.node(n.id).assignments
         ),
         60,
         "the version is ready on every node",

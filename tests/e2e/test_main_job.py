@@ -43,9 +43,9 @@ def metadata(stack: RunningStack, asset: str, partition: str) -> dict[str, Any]:
 
 def interrupt_jobs(stack: RunningStack, client: Client, number: signal.Signals) -> list[str]:
     """Stop the stack while the first of several jobs runs; the jobs' ids."""
-    ids = [client.submit(MODEL_ID, {"digit": digit, **LONG})["job_id"] for digit in range(4)]
+    ids = [str(client.submit(MODEL_ID, {"digit": digit, **LONG}).job_id) for digit in range(4)]
     for event in client.job_events(ids[0]):
-        if event.event == "started":
+        if event.kind == "started":
             break
     assert stack.stop(number) == 0
     assert not stack.left_behind()
@@ -56,13 +56,11 @@ def assert_each_ended_once(client: Client, ids: list[str]) -> list[int]:
     """Every job succeeded with one artifact that can be fetched; the numbers of their attempts."""
     attempts = []
     for job_id in ids:
-        until(
-            lambda job_id=job_id: client.job(job_id)["status"] == "succeeded", 60, f"{job_id} ends"
-        )
+        until(lambda job_id=job_id: client.job(job_id).status == "succeeded", 60, f"{job_id} ends")
         job = client.job(job_id)
-        (artifact,) = job["artifacts"]
-        assert client.download(artifact["presigned_url"]).startswith(b"\x89PNG")
-        outcomes = [a["outcome"] for a in job["attempts"]]
+        (artifact,) = job.artifacts
+        assert client.download(artifact.presigned_url or "").startswith(b"\x89PNG")
+        outcomes = [a.outcome for a in job.attempts]
         assert outcomes.count("succeeded") == 1
         attempts.append(len(outcomes))
     return attempts
@@ -74,7 +72,7 @@ def test_the_main_job_and_its_interruptions(tmp_path: Path, weights: Path) -> No
         built = build_and_assign(client, MODEL_ID, "v1", stack.upload_weights(weights))
         partition = f"{MODEL_ID}@v1"
         image = metadata(stack, "runner_image", partition)
-        assert image["digest"] == built["image_digest"]
+        assert image["digest"] == built.image_digest
         assert int(image["size_bytes"]) > 0
         assert float(image["duration_seconds"]) > 0
         assert image["log_url"]

@@ -6,13 +6,11 @@ from fastapi import FastAPI, HTTPException
 
 from api.errors import add_handlers
 from vyvo_dagster import errors
-from vyvo_dagster.client import ApiError
+from vyvo_dagster.client.problems import problem
 
 
 def of_tree(kind: type[errors.VyvoError]) -> list[type[errors.VyvoError]]:
-    # ApiError is the client's: it carries what an api answered, and no api raises it.
-    subs = [sub for sub in kind.__subclasses__() if sub is not ApiError]
-    return [kind, *(each for sub in subs for each in of_tree(sub))]
+    return [kind, *(each for sub in kind.__subclasses__() for each in of_tree(sub))]
 
 
 async def answer_to(error: Exception) -> httpx.Response:
@@ -38,6 +36,24 @@ async def test_each_error_answers_with_its_status_and_code(kind: type[errors.Vyv
         "status": kind.status, "detail": "what to do", "code": kind.code, "index": 3,
     }  # fmt: skip
     assert ("retry-after" in answer.headers) == (kind.status in {429, 503})
+    read = problem(answer)
+    assert (type(read), read.detail, read.extra) == (kind, "what to do", {"index": 3})
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind", "code"),
+    [
+        (409, '{"code": "of_tomorrow", "detail": "x"}', errors.Conflict, "of_tomorrow"),
+        (418, '{"code": "teapot", "detail": "x"}', errors.VyvoError, "teapot"),
+        (502, "<html>bad gateway</html>", errors.VyvoError, "not_a_problem"),
+        (404, "[]", errors.NotFound, "not_a_problem"),
+    ],
+)
+def test_what_a_client_does_not_know_is_the_nearest_error(
+    status: int, body: str, kind: type[errors.VyvoError], code: str
+) -> None:
+    read = problem(httpx.Response(status, text=body))
+    assert (type(read), read.code, read.status) == (kind, code, status)
 
 
 async def test_a_bug_tells_the_client_nothing_of_the_inside() -> None:

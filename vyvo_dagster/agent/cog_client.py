@@ -15,8 +15,8 @@ from typing import Any, Final, Protocol, Self
 
 import httpx
 
-from vyvo_dagster.agent.sse import events
 from vyvo_dagster.errors import RunnerFailed, Unavailable
+from vyvo_dagster.protocol.sse import events_of
 
 __all__ = ["CogClient", "Health", "HealthStatus", "Listener", "Prediction", "PredictionStatus"]
 
@@ -191,7 +191,7 @@ class CogClient:
 
 
 async def _followed(answer: httpx.Response, listener: Listener) -> Prediction:
-    async for event in events(answer.aiter_bytes()):
+    async for event in events_of(answer.aiter_bytes()):
         data = _json(event.data)
         match event.event:
             case "start":

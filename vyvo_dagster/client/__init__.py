@@ -1,6 +1,23 @@
-"""Client of the REST api."""
+"""Typed clients of the REST api: `Client`, and `AsyncClient` with the same methods, awaited.
 
-from vyvo_dagster.client.client import ApiError, Client
-from vyvo_dagster.client.sse import ServerSentEvent
+Needs nothing of the servers: `pip install vyvo-dagster` alone. Errors are those of
+`vyvo_dagster.errors`.
+"""
 
-__all__ = ["ApiError", "Client", "ServerSentEvent"]
+from vyvo_dagster.client.aio import AsyncClient
+from vyvo_dagster.client.calls import JobSpec
+from vyvo_dagster.client.client import Client
+from vyvo_dagster.client.models import Event, Job, JobAccepted, JobSummary, Page
+from vyvo_dagster.client.retry import RetryPolicy
+
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "Event",
+    "Job",
+    "JobAccepted",
+    "JobSpec",
+    "JobSummary",
+    "Page",
+    "RetryPolicy",
+]

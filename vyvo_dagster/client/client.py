@@ -1,188 +1,256 @@
-"""A typed client of the REST api, for the CLI, the demo, the tests, and anyone's scripts."""
+"""The synchronous client."""
 
+import ssl
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
-from uuid import UUID
+from typing import Any, Self, TypeVar
 
 import httpx
 
-from vyvo_dagster.client.sse import ServerSentEvent, parse
-from vyvo_dagster.domain.build import BUILD, BuildState
-from vyvo_dagster.errors import Unavailable, VyvoError
+from vyvo_dagster.client import calls
+from vyvo_dagster.client.calls import Call, Id, JobSpec, Json, Stream
+from vyvo_dagster.client.files import DOWNLOAD_TIMEOUT, draft_of, raise_for_download
+from vyvo_dagster.client.following import TIMEOUT, Following
+from vyvo_dagster.client.models import (
+    Assignment,
+    Build,
+    BuildAccepted,
+    Event,
+    Job,
+    JobAccepted,
+    JobSummary,
+    Model,
+    Node,
+    Page,
+    Version,
+)
+from vyvo_dagster.client.problems import problem
+from vyvo_dagster.client.retry import RetryPolicy
+from vyvo_dagster.domain.job import JobState, Priority
+from vyvo_dagster.errors import Unavailable
+from vyvo_dagster.protocol import sse
 
-__all__ = ["ApiError", "Client"]
+__all__ = ["Client"]
 
-# An SSE stream sends a comment at least every 15 s.
-_STREAM_TIMEOUT = httpx.Timeout(10.0, read=60.0)
-_RECONNECTS = 20
-
-
-class ApiError(VyvoError):
-    """The api answered with a problem document; `code` is the document's."""
-
-    def __init__(self, status: int, code: str, detail: str, **extra: Any) -> None:
-        super().__init__(detail, **extra)
-        self.status = status  # type: ignore[misc]
-        self.code = code  # type: ignore[misc]
+T = TypeVar("T")
+E = TypeVar("E", Job, Build)
 
 
 class Client:
-    """Synchronous client. Use as a context manager, or call close().
+    """Synchronous client; use it as a context manager, or call close(). Threads may share one.
 
     Args:
         url: base URL of the api, such as http://127.0.0.1:8080.
         key: API key.
+        timeout: seconds that one request may take.
+        retry: when a request is tried again: 429 and 503 after the `Retry-After` they name, a lost
+            connection where the call can be repeated. Submissions carry an Idempotency-Key of
+            their own unless one is given, so they can.
+        verify: TLS context; the system's trust store when None.
 
-    Every method raises ApiError for an answer of 400 and above, and Unavailable where the api
-    cannot be reached.
+    Every method raises the VyvoError that the api's problem document names, and Unavailable where
+    the api cannot be reached.
     """
 
-    def __init__(self, url: str, key: str, timeout: float = 30.0) -> None:
+    def __init__(
+        self, url: str, key: str, *, timeout: float = 30.0, retry: RetryPolicy | None = None,
+        verify: ssl.SSLContext | None = None,
+    ) -> None:  # fmt: skip
+        self._retry = RetryPolicy() if retry is None else retry
+        self._verify = verify or ssl.create_default_context()
         self._http = httpx.Client(
-            base_url=url,
-            headers={"Authorization": f"Bearer {key}"},
-            timeout=timeout,
-            trust_env=False,
-        )
+            base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=timeout,
+            trust_env=False, verify=self._verify,
+        )  # fmt: skip
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
+        self, kind: type[BaseException] | None, error: BaseException | None,
         trace: TracebackType | None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.close()
 
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
 
-    def request(self, method: str, path: str, **options: Any) -> Any:
-        """One request; the decoded JSON answer."""
-        try:
-            response = self._http.request(method, path, **options)
-        except httpx.TransportError as error:
-            raise Unavailable(f"cannot reach the api at {self._http.base_url}: {error}") from error
-        if response.status_code >= 400:
-            raise _problem(response)
-        return response.json() if response.content else None
+    def send(self, call: Call[T]) -> T:
+        """Make a call, again where it may be; its answer."""
+        tried = 0
+        while True:
+            tried += 1
+            try:
+                response = self._http.request(
+                    call.method, call.path, json=call.json, params=call.params,
+                    headers=call.headers,
+                )  # fmt: skip
+            except httpx.TransportError as error:
+                pause = self._retry.after_error(call, tried, error)
+                if pause is None:
+                    raise self._away(error) from error
+            else:
+                if response.status_code < 400:
+                    return call.read(response.json() if response.content else None)
+                pause = self._retry.after_answer(call, tried, response)
+                if pause is None:
+                    raise problem(response)
+            time.sleep(pause)
 
-    def submit_build(
-        self, body: Mapping[str, Any], idempotency_key: str | None = None
-    ) -> dict[str, Any]:
-        """Queue a build; `{build_id, status}`."""
-        return self.request("POST", "/api/builds", json=dict(body), headers=_key(idempotency_key))
+    def request(
+        self, method: str, path: str, *, json: Json | None = None,
+        params: Mapping[str, str | int] | None = None, idempotency_key: str | None = None,
+    ) -> Any:  # fmt: skip
+        """Any request; the decoded JSON answer."""
+        return self.send(calls.anything(method, path, json, params, idempotency_key))
 
-    def build(self, build_id: UUID | str, **log: int) -> dict[str, Any]:
-        """A build with a slice of its log."""
-        return self.request("GET", f"/api/builds/{build_id}", params=log)
-
-    def build_log(self, build_id: UUID | str, after: str = "") -> Iterator[ServerSentEvent]:
-        """The lines of a build's log as they come, until it ends."""
-        return self._events(f"/api/builds/{build_id}/logs", after, last="end")
-
-    def wait_for_build(self, build_id: UUID | str, timeout: float) -> dict[str, Any]:
-        """The build once it has ended; raises TimeoutError after `timeout` seconds."""
-        deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline:
-            build = self.build(build_id)
-            if BuildState(build["status"]) in BUILD.terminal:
-                return build
-            time.sleep(0.2)
-        raise TimeoutError(f"build {build_id} did not end within {timeout:.0f} s")
-
-    def version(self, model_id: str, version: str) -> dict[str, Any]:
-        """One version's registry entry."""
-        return self.request("GET", f"/api/models/{model_id}/versions/{version}")
-
-    def nodes(self) -> list[dict[str, Any]]:
-        """The newest nodes."""
-        return self.request("GET", "/api/nodes")["items"]
-
-    def node(self, node_id: UUID | str) -> dict[str, Any]:
-        """One node, with its assignments."""
-        return self.request("GET", f"/api/nodes/{node_id}")
-
-    def assign(self, node_id: UUID | str, model_id: str, version_id: str) -> dict[str, Any]:
-        """Load a version on a node."""
-        return self.request(
-            "POST",
-            f"/api/nodes/{node_id}/assign",
-            json={"model_id": model_id, "version_id": version_id},
-        )
-
-    def submit(
-        self,
-        model_id: str,
-        input: Mapping[str, Any],
-        *,
-        idempotency_key: str | None = None,
-        **options: Any,
-    ) -> dict[str, Any]:
-        """Submit a job; `{job_id, status, queue_position, eta_seconds}`."""
-        body = {"model_id": model_id, "input": dict(input), **options}
-        return self.request("POST", "/api/jobs", json=body, headers=_key(idempotency_key))
-
-    def job(self, job_id: UUID | str) -> dict[str, Any]:
-        """One job with its artifacts."""
-        return self.request("GET", f"/api/jobs/{job_id}")
-
-    def cancel(self, job_id: UUID | str) -> dict[str, Any]:
-        """Cancel a job."""
-        return self.request("POST", f"/api/jobs/{job_id}/cancel")
-
-    def job_events(self, job_id: UUID | str, after: str = "") -> Iterator[ServerSentEvent]:
-        """A job's events, kept and live, until `completed`; reconnects where it stopped."""
-        return self._events(f"/api/jobs/{job_id}/events", after, last="completed")
-
-    def download(self, presigned_url: str) -> bytes:
-        """The bytes behind a presigned URL."""
-        response = httpx.get(presigned_url, timeout=60.0, trust_env=False)
-        response.raise_for_status()
-        return response.content
-
-    def _events(self, path: str, after: str, last: str) -> Iterator[ServerSentEvent]:
-        for attempt in range(_RECONNECTS):
-            headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": after} if after else {})
+    def follow(self, stream: Stream, after: str = "") -> Generator[Event]:
+        """The events of a stream until it is over; reconnects where it stopped."""
+        following = Following(stream, after)
+        while not following.over:
             try:
                 with self._http.stream(
-                    "GET", path, headers=headers, timeout=_STREAM_TIMEOUT
+                    "GET", stream.path, headers=following.headers, timeout=TIMEOUT
                 ) as response:
                     if response.status_code >= 400:
                         response.read()
-                        raise _problem(response)
-                    for event in parse(response.iter_lines()):
-                        after = event.id or after
-                        yield event
-                        if event.event == last:
-                            return
-            except httpx.TransportError:
-                time.sleep(min(0.2 * 2**attempt, 5.0))
-        raise Unavailable(f"the stream of {path} broke {_RECONNECTS} times; try again later")
+                        pause = following.refused(response)
+                    else:
+                        for sent in sse.events(response.iter_bytes()):
+                            yield following.take(sent)
+                            if following.over:
+                                return
+                        pause = following.broke()
+            except httpx.TransportError as error:
+                pause = following.broke(error)
+            time.sleep(pause)
 
+    def submit(
+        self, model_id: str, input: Json, *, version: str | None = None,
+        priority: Priority | None = None, ttl_seconds: int | None = None,
+        idempotency_key: str | None = None, **extra: Any,
+    ) -> JobAccepted:  # fmt: skip
+        """Submit a job; `extra` are further members of the request."""
+        spec = JobSpec(
+            model_id=model_id, input=input, version=version, priority=priority,
+            ttl_seconds=ttl_seconds, extra=extra,
+        )  # fmt: skip
+        return self.send(calls.submit(spec, idempotency_key))
 
-def _key(idempotency_key: str | None) -> dict[str, str]:
-    return {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
+    def submit_batch(
+        self, jobs: Sequence[JobSpec], *, idempotency_key: str | None = None
+    ) -> tuple[JobAccepted, ...]:
+        """Submit 1 to 200 jobs together: all are queued, or none."""
+        return self.send(calls.submit_batch(jobs, idempotency_key))
 
+    def job(self, job_id: Id) -> Job:
+        """One job with its artifacts and attempts."""
+        return self.send(calls.job(job_id))
 
-def _problem(response: httpx.Response) -> ApiError:
-    """The error of a problem document, or of an answer that is none."""
-    try:
-        problem = response.json()
-        return ApiError(
-            response.status_code,
-            str(problem["code"]),
-            str(problem["detail"]),
-            **{
-                k: v
-                for k, v in problem.items()
-                if k not in {"type", "title", "status", "code", "detail"}
-            },
-        )
-    except (ValueError, KeyError, TypeError):
-        return ApiError(response.status_code, "not_a_problem", response.text[:200])
+    def jobs(
+        self, *, status: JobState | str | None = None, model_id: str | None = None,
+        cursor: str | None = None, limit: int = 50,
+    ) -> Page[JobSummary]:  # fmt: skip
+        """A page of jobs, newest first."""
+        return self.send(calls.jobs(status, model_id, cursor, limit))
+
+    def cancel(self, job_id: Id) -> Job:
+        """Cancel a job; a repeat changes nothing."""
+        return self.send(calls.cancel(job_id))
+
+    def set_priority(self, job_id: Id, priority: Priority | str) -> Job:
+        """Change the priority of a job that waits."""
+        return self.send(calls.set_priority(job_id, priority))
+
+    def job_events(self, job_id: Id, after: str = "") -> Generator[Event]:
+        """A job's events, kept and live, until `completed`; each once, over lost connections too."""
+        return self.follow(calls.job_events(job_id), after)
+
+    def wait(self, job_id: Id, timeout: float) -> Job:
+        """The job once it has ended; raises TimeoutError after `timeout` seconds."""
+        return self._polled(lambda: self.job(job_id), timeout, f"job {job_id}")
+
+    def download(self, presigned_url: str) -> bytes:
+        """The bytes behind a presigned URL, in memory; see save for large ones."""
+        try:
+            response = httpx.get(
+                presigned_url, timeout=DOWNLOAD_TIMEOUT, trust_env=False, verify=self._verify
+            )
+        except httpx.TransportError as error:
+            raise Unavailable(f"cannot reach the object store: {error}") from error
+        raise_for_download(response.status_code)
+        return response.content
+
+    def save(self, presigned_url: str, path: Path) -> Path:
+        """Stream what is behind a presigned URL into a file, which appears when it is whole."""
+        try:
+            with httpx.stream(
+                "GET", presigned_url, timeout=DOWNLOAD_TIMEOUT, trust_env=False, verify=self._verify
+            ) as response:
+                raise_for_download(response.status_code)
+                with draft_of(path) as file:
+                    for chunk in response.iter_bytes():
+                        file.write(chunk)
+        except httpx.TransportError as error:
+            raise Unavailable(f"cannot reach the object store: {error}") from error
+        return path
+
+    def submit_build(self, body: Json, *, idempotency_key: str | None = None) -> BuildAccepted:
+        """Queue a build; `body` as `POST /api/builds` takes it."""
+        return self.send(calls.submit_build(body, idempotency_key))
+
+    def build(self, build_id: Id) -> Build:
+        """One build."""
+        return self.send(calls.build(build_id))
+
+    def build_log(self, build_id: Id, after: str = "") -> Generator[Event]:
+        """The lines of a build's log as they come, until `end`."""
+        return self.follow(calls.build_log(build_id), after)
+
+    def wait_for_build(self, build_id: Id, timeout: float) -> Build:
+        """The build once it has ended; raises TimeoutError after `timeout` seconds."""
+        return self._polled(lambda: self.build(build_id), timeout, f"build {build_id}")
+
+    def models(self, *, cursor: str | None = None, limit: int = 50) -> Page[Model]:
+        """A page of models, by id."""
+        return self.send(calls.models(cursor, limit))
+
+    def versions(
+        self, model_id: str, *, cursor: str | None = None, limit: int = 50
+    ) -> Page[Version]:
+        """A page of a model's versions, newest first."""
+        return self.send(calls.versions(model_id, cursor, limit))
+
+    def version(self, model_id: str, version: str) -> Version:
+        """One version's registry entry."""
+        return self.send(calls.version(model_id, version))
+
+    def nodes(self, *, cursor: str | None = None, limit: int = 50) -> Page[Node]:
+        """A page of nodes, newest first."""
+        return self.send(calls.nodes(cursor, limit))
+
+    def node(self, node_id: Id) -> Node:
+        """One node, with its assignments."""
+        return self.send(calls.node(node_id))
+
+    def assign(
+        self, node_id: Id, model_id: str, version_id: Id, *, idempotency_key: str | None = None
+    ) -> Assignment:
+        """Load a version, by its id or name, on a node."""
+        return self.send(calls.assign(node_id, model_id, version_id, idempotency_key))
+
+    def _polled(self, look: Callable[[], E], timeout: float, what: str) -> E:
+        deadline, pause = time.monotonic() + timeout, 0.05
+        while not (found := look()).ended:
+            if time.monotonic() + pause > deadline:
+                raise TimeoutError(f"{what} did not end within {timeout:g} s")
+            time.sleep(pause)
+            pause = min(pause * 1.5, 0.5)
+        return found
+
+    def _away(self, error: httpx.TransportError) -> Unavailable:
+        said = str(error) or type(error).__name__
+        return Unavailable(f"cannot reach the api at {self._http.base_url}: {said}")

@@ -9,14 +9,15 @@ import click
 from rich.console import Console
 
 from vyvo_dagster.client import Client
+from vyvo_dagster.client.models import Build
 from vyvo_dagster.demo.jobs import run_jobs
 from vyvo_dagster.demo.report import Bars, Phases, contact_sheet, jobs_table
 from vyvo_dagster.demo.stack import Stack, StackFailed, running_stack
 from vyvo_dagster.demo.training import TrainingFailed, trained_weights
 from vyvo_dagster.domain.build import BuildState
 from vyvo_dagster.domain.job import JobState
-from vyvo_dagster.domain.node import AssignmentState
-from vyvo_dagster.errors import VyvoError
+from vyvo_dagster.domain.node import AssignmentState, NodeState
+from vyvo_dagster.errors import NotFound, VyvoError
 
 MODEL_ID = "vyvo/digits-diffusion"
 TEMPLATE = "digits-diffusion"
@@ -31,15 +32,13 @@ class DemoFailed(RuntimeError):
 def next_version(client: Client) -> str:
     """A version name that is not taken yet, so that each demo builds one."""
     try:
-        taken = client.request("GET", f"/api/models/{MODEL_ID}/versions")["items"]
-    except VyvoError as error:
-        if error.code != "not_found":
-            raise
-        taken = []
+        taken = client.versions(MODEL_ID, limit=200).items
+    except NotFound:
+        taken = ()
     return f"v{len(taken) + 1}"
 
 
-def build(client: Client, console: Console, version: str, weights_uri: str) -> dict[str, str]:
+def build(client: Client, console: Console, version: str, weights_uri: str) -> Build:
     """Build the version, showing the log as it comes; the build as it ended."""
     submitted = client.submit_build(
         {
@@ -51,35 +50,35 @@ def build(client: Client, console: Console, version: str, weights_uri: str) -> d
             "env": {},
         }
     )
-    console.print(f"build {submitted['build_id']} is {submitted['status']}", highlight=False)
+    console.print(f"build {submitted.build_id} is {submitted.status}", highlight=False)
     step = ""
-    for event in client.build_log(submitted["build_id"]):
-        if event.event == "log" and event.data["step"] != step:
+    for event in client.build_log(submitted.build_id):
+        if event.kind == "log" and event.data["step"] != step:
             step = event.data["step"]
             console.print(f"  {step:<10} {event.data['text'][:100]}", highlight=False, markup=False)
-    ended = client.wait_for_build(submitted["build_id"], _BUILD_SECONDS)
-    if ended["status"] != BuildState.SUCCEEDED:
-        raise DemoFailed(f"the build ended as {ended['status']}: {ended.get('error')}")
+    ended = client.wait_for_build(submitted.build_id, _BUILD_SECONDS)
+    if ended.status != BuildState.SUCCEEDED:
+        raise DemoFailed(f"the build ended as {ended.status}: {ended.error}")
     return ended
 
 
 def assign(client: Client, version: str) -> list[str]:
     """Load the version on every ready node and wait for it; the nodes' names."""
     entry = client.version(MODEL_ID, version)
-    nodes = [node for node in client.nodes() if node["state"] == "ready"]
-    waiting = {node["id"]: client.assign(node["id"], MODEL_ID, entry["id"])["id"] for node in nodes}
+    nodes = [node for node in client.nodes().items if node.state == NodeState.READY]
+    waiting = {node.id: client.assign(node.id, MODEL_ID, entry.id).id for node in nodes}
     deadline = time.monotonic() + _ASSIGN_SECONDS
     while waiting and time.monotonic() < deadline:
         for node_id, assignment_id in list(waiting.items()):
-            found = next(a for a in client.node(node_id)["assignments"] if a["id"] == assignment_id)
-            if found["state"] == AssignmentState.FAILED:
-                raise DemoFailed(f"the assignment failed: {found['detail']}")
-            if found["state"] == AssignmentState.READY:
+            found = next(a for a in client.node(node_id).assignments if a.id == assignment_id)
+            if found.state == AssignmentState.FAILED:
+                raise DemoFailed(f"the assignment failed: {found.detail}")
+            if found.state == AssignmentState.READY:
                 del waiting[node_id]
         time.sleep(0.1)
     if waiting:
         raise DemoFailed(f"the version was not ready on every node within {_ASSIGN_SECONDS} s")
-    return [node["name"] for node in nodes]
+    return [node.name for node in nodes]
 
 
 def demonstrate(stack: Stack, folder: Path, phases: Phases) -> None:
@@ -104,9 +103,7 @@ def demonstrate(stack: Stack, folder: Path, phases: Phases) -> None:
         with phases.phase("build the runner"):
             version = next_version(client)
             built = build(client, console, version, weights_uri)
-            console.print(
-                f"  backend {built['backend_used']}, image {built['image']}", highlight=False
-            )
+            console.print(f"  backend {built.backend_used}, image {built.image}", highlight=False)
         with phases.phase("load it on the nodes"):
             console.print(f"  ready on {', '.join(assign(client, version))}", highlight=False)
         with phases.phase("run 12 jobs"), Bars(console) as bars:

@@ -44,7 +44,7 @@ def run_jobs(
 ) -> list[Outcome]:
     """Submit all at once, follow each, fetch its picture through the presigned URL."""
     outcomes = [Outcome(index, digit) for index, digit in enumerate(DIGITS)]
-    names = {node["id"]: node["name"] for node in client.nodes()}
+    names = {str(node.id): node.name for node in client.nodes().items}
     ready = threading.Barrier(len(outcomes))
 
     def one(outcome: Outcome) -> None:
@@ -71,11 +71,11 @@ def _run(
         {"digit": outcome.digit, "count": 16, "gap": 1, "seed": outcome.index},
         version=version,
     )
-    outcome.job_id = submitted["job_id"]
-    watcher.update(outcome.index, 0.0, f"queued, position {submitted['queue_position']}")
+    outcome.job_id = str(submitted.job_id)
+    watcher.update(outcome.index, 0.0, f"queued, position {submitted.queue_position}")
     for event in client.job_events(outcome.job_id):
         outcome.events += 1
-        match event.event:
+        match event.kind:
             case JobEventKind.DISPATCHED:
                 node_id = str(event.data["node_id"])
                 outcome.node = names.get(node_id, node_id)

@@ -1,0 +1,262 @@
+"""The asynchronous client: the same methods as `Client`, awaited."""
+
+import asyncio
+import ssl
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx
+
+from vyvo_dagster.client import calls
+from vyvo_dagster.client.calls import Call, Id, JobSpec, Json, Stream
+from vyvo_dagster.client.files import DOWNLOAD_TIMEOUT, draft_of, raise_for_download
+from vyvo_dagster.client.following import TIMEOUT, Following
+from vyvo_dagster.client.models import (
+    Assignment,
+    Build,
+    BuildAccepted,
+    Event,
+    Job,
+    JobAccepted,
+    JobSummary,
+    Model,
+    Node,
+    Page,
+    Version,
+)
+from vyvo_dagster.client.problems import problem
+from vyvo_dagster.client.retry import RetryPolicy
+from vyvo_dagster.domain.job import JobState, Priority
+from vyvo_dagster.errors import Unavailable
+from vyvo_dagster.protocol import sse
+
+__all__ = ["AsyncClient"]
+
+T = TypeVar("T")
+E = TypeVar("E", Job, Build)
+
+_CHUNK = 1 << 20
+
+
+class AsyncClient:
+    """Asynchronous client; use it as an async context manager, or await close(). One event loop.
+
+    Args:
+        url: base URL of the api, such as http://127.0.0.1:8080.
+        key: API key.
+        timeout: seconds that one request may take.
+        retry: when a request is tried again: 429 and 503 after the `Retry-After` they name, a lost
+            connection where the call can be repeated. Submissions carry an Idempotency-Key of
+            their own unless one is given, so they can.
+        verify: TLS context; the system's trust store when None.
+
+    Every method raises the VyvoError that the api's problem document names, and Unavailable where
+    the api cannot be reached.
+    """
+
+    def __init__(
+        self, url: str, key: str, *, timeout: float = 30.0, retry: RetryPolicy | None = None,
+        verify: ssl.SSLContext | None = None,
+    ) -> None:  # fmt: skip
+        self._retry = RetryPolicy() if retry is None else retry
+        self._verify = verify or ssl.create_default_context()
+        self._http = httpx.AsyncClient(
+            base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=timeout,
+            trust_env=False, verify=self._verify,
+        )  # fmt: skip
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:  # fmt: skip
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def send(self, call: Call[T]) -> T:
+        """Make a call, again where it may be; its answer."""
+        tried = 0
+        while True:
+            tried += 1
+            try:
+                response = await self._http.request(
+                    call.method, call.path, json=call.json, params=call.params,
+                    headers=call.headers,
+                )  # fmt: skip
+            except httpx.TransportError as error:
+                pause = self._retry.after_error(call, tried, error)
+                if pause is None:
+                    raise self._away(error) from error
+            else:
+                if response.status_code < 400:
+                    return call.read(response.json() if response.content else None)
+                pause = self._retry.after_answer(call, tried, response)
+                if pause is None:
+                    raise problem(response)
+            await asyncio.sleep(pause)
+
+    async def request(
+        self, method: str, path: str, *, json: Json | None = None,
+        params: Mapping[str, str | int] | None = None, idempotency_key: str | None = None,
+    ) -> Any:  # fmt: skip
+        """Any request; the decoded JSON answer."""
+        return await self.send(calls.anything(method, path, json, params, idempotency_key))
+
+    async def follow(self, stream: Stream, after: str = "") -> AsyncGenerator[Event]:
+        """The events of a stream until it is over; reconnects where it stopped."""
+        following = Following(stream, after)
+        while not following.over:
+            try:
+                async with self._http.stream(
+                    "GET", stream.path, headers=following.headers, timeout=TIMEOUT
+                ) as response:
+                    if response.status_code >= 400:
+                        await response.aread()
+                        pause = following.refused(response)
+                    else:
+                        async for sent in sse.events_of(response.aiter_bytes()):
+                            yield following.take(sent)
+                            if following.over:
+                                return
+                        pause = following.broke()
+            except httpx.TransportError as error:
+                pause = following.broke(error)
+            await asyncio.sleep(pause)
+
+    async def submit(
+        self, model_id: str, input: Json, *, version: str | None = None,
+        priority: Priority | None = None, ttl_seconds: int | None = None,
+        idempotency_key: str | None = None, **extra: Any,
+    ) -> JobAccepted:  # fmt: skip
+        """Submit a job; `extra` are further members of the request."""
+        spec = JobSpec(
+            model_id=model_id, input=input, version=version, priority=priority,
+            ttl_seconds=ttl_seconds, extra=extra,
+        )  # fmt: skip
+        return await self.send(calls.submit(spec, idempotency_key))
+
+    async def submit_batch(
+        self, jobs: Sequence[JobSpec], *, idempotency_key: str | None = None
+    ) -> tuple[JobAccepted, ...]:
+        """Submit 1 to 200 jobs together: all are queued, or none."""
+        return await self.send(calls.submit_batch(jobs, idempotency_key))
+
+    async def job(self, job_id: Id) -> Job:
+        """One job with its artifacts and attempts."""
+        return await self.send(calls.job(job_id))
+
+    async def jobs(
+        self, *, status: JobState | str | None = None, model_id: str | None = None,
+        cursor: str | None = None, limit: int = 50,
+    ) -> Page[JobSummary]:  # fmt: skip
+        """A page of jobs, newest first."""
+        return await self.send(calls.jobs(status, model_id, cursor, limit))
+
+    async def cancel(self, job_id: Id) -> Job:
+        """Cancel a job; a repeat changes nothing."""
+        return await self.send(calls.cancel(job_id))
+
+    async def set_priority(self, job_id: Id, priority: Priority | str) -> Job:
+        """Change the priority of a job that waits."""
+        return await self.send(calls.set_priority(job_id, priority))
+
+    def job_events(self, job_id: Id, after: str = "") -> AsyncGenerator[Event]:
+        """A job's events, kept and live, until `completed`; each once, over lost connections too."""
+        return self.follow(calls.job_events(job_id), after)
+
+    async def wait(self, job_id: Id, timeout: float) -> Job:
+        """The job once it has ended; raises TimeoutError after `timeout` seconds."""
+        return await self._polled(lambda: self.job(job_id), timeout, f"job {job_id}")
+
+    async def download(self, presigned_url: str) -> bytes:
+        """The bytes behind a presigned URL, in memory; see save for large ones."""
+        try:
+            async with self._plain() as http:
+                response = await http.get(presigned_url)
+        except httpx.TransportError as error:
+            raise Unavailable(f"cannot reach the object store: {error}") from error
+        raise_for_download(response.status_code)
+        return response.content
+
+    async def save(self, presigned_url: str, path: Path) -> Path:
+        """Stream what is behind a presigned URL into a file, which appears when it is whole."""
+        try:
+            async with self._plain() as http, http.stream("GET", presigned_url) as response:
+                raise_for_download(response.status_code)
+                with draft_of(path) as file:
+                    async for chunk in response.aiter_bytes(_CHUNK):
+                        await asyncio.to_thread(file.write, chunk)
+        except httpx.TransportError as error:
+            raise Unavailable(f"cannot reach the object store: {error}") from error
+        return path
+
+    async def submit_build(
+        self, body: Json, *, idempotency_key: str | None = None
+    ) -> BuildAccepted:
+        """Queue a build; `body` as `POST /api/builds` takes it."""
+        return await self.send(calls.submit_build(body, idempotency_key))
+
+    async def build(self, build_id: Id) -> Build:
+        """One build."""
+        return await self.send(calls.build(build_id))
+
+    def build_log(self, build_id: Id, after: str = "") -> AsyncGenerator[Event]:
+        """The lines of a build's log as they come, until `end`."""
+        return self.follow(calls.build_log(build_id), after)
+
+    async def wait_for_build(self, build_id: Id, timeout: float) -> Build:
+        """The build once it has ended; raises TimeoutError after `timeout` seconds."""
+        return await self._polled(lambda: self.build(build_id), timeout, f"build {build_id}")
+
+    async def models(self, *, cursor: str | None = None, limit: int = 50) -> Page[Model]:
+        """A page of models, by id."""
+        return await self.send(calls.models(cursor, limit))
+
+    async def versions(
+        self, model_id: str, *, cursor: str | None = None, limit: int = 50
+    ) -> Page[Version]:
+        """A page of a model's versions, newest first."""
+        return await self.send(calls.versions(model_id, cursor, limit))
+
+    async def version(self, model_id: str, version: str) -> Version:
+        """One version's registry entry."""
+        return await self.send(calls.version(model_id, version))
+
+    async def nodes(self, *, cursor: str | None = None, limit: int = 50) -> Page[Node]:
+        """A page of nodes, newest first."""
+        return await self.send(calls.nodes(cursor, limit))
+
+    async def node(self, node_id: Id) -> Node:
+        """One node, with its assignments."""
+        return await self.send(calls.node(node_id))
+
+    async def assign(
+        self, node_id: Id, model_id: str, version_id: Id, *, idempotency_key: str | None = None
+    ) -> Assignment:
+        """Load a version, by its id or name, on a node."""
+        return await self.send(calls.assign(node_id, model_id, version_id, idempotency_key))
+
+    async def _polled(self, look: Callable[[], Awaitable[E]], timeout: float, what: str) -> E:
+        deadline, pause = time.monotonic() + timeout, 0.05
+        while not (found := await look()).ended:
+            if time.monotonic() + pause > deadline:
+                raise TimeoutError(f"{what} did not end within {timeout:g} s")
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, 0.5)
+        return found
+
+    def _plain(self) -> httpx.AsyncClient:
+        """For the object store, which must not see the api's key."""
+        return httpx.AsyncClient(timeout=DOWNLOAD_TIMEOUT, trust_env=False, verify=self._verify)
+
+    def _away(self, error: httpx.TransportError) -> Unavailable:
+        said = str(error) or type(error).__name__
+        return Unavailable(f"cannot reach the api at {self._http.base_url}: {said}")

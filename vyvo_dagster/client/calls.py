@@ -1,0 +1,190 @@
+"""Every call of the api as a value: what is sent, and how its answer is read. No I/O."""
+
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+from urllib.parse import quote
+from uuid import UUID
+
+from pydantic import BaseModel
+
+from vyvo_dagster.client.models import (
+    Assignment,
+    Build,
+    BuildAccepted,
+    Job,
+    JobAccepted,
+    JobSummary,
+    Model,
+    Node,
+    Page,
+    Version,
+)
+from vyvo_dagster.domain.job import JobState, Priority
+
+__all__ = ["Call", "Id", "JobSpec", "Json", "Stream"]
+
+T_co = TypeVar("T_co", covariant=True)
+Json = Mapping[str, Any]
+Id = UUID | str
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T_co]):
+    """One request. `read` makes the answer of its decoded JSON."""
+
+    method: str
+    path: str
+    read: Callable[[Any], T_co]
+    json: Json | None = None
+    params: Mapping[str, str | int] = field(default_factory=dict[str, str | int])
+    key: str | None = None
+    """Idempotency-Key."""
+    naturally_repeatable: bool = False
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether doing it twice is doing it once."""
+        return (
+            self.naturally_repeatable
+            or self.key is not None
+            or self.method in {"GET", "PUT", "DELETE"}
+        )
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What is sent beside the credential."""
+        return {} if self.key is None else {"Idempotency-Key": self.key}
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """One event stream; it is over after an event of the kind `last`."""
+
+    path: str
+    last: str
+
+
+def _read(cls: type[BaseModel]) -> Callable[[Any], Any]:
+    return cls.model_validate
+
+
+def _key(given: str | None) -> str:
+    """Each call has a key of its own, so that it may be tried again."""
+    return given or uuid.uuid4().hex
+
+
+def _id(value: Id) -> str:
+    """An id in a path: whatever it holds, it stays one segment."""
+    return quote(str(value), safe="")
+
+
+def _model(model_id: str) -> str:
+    owner, _, name = model_id.partition("/")
+    return f"/api/models/{quote(owner, safe='')}/{quote(name, safe='')}"
+
+
+def _given(**values: str | int | None) -> dict[str, str | int]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSpec:
+    """One job to submit. `version` None takes the active one; `ttl_seconds` is its life in the queue."""
+
+    model_id: str
+    input: Json
+    version: str | None = None
+    priority: Priority | None = None
+    ttl_seconds: int | None = None
+    extra: Json = field(default_factory=dict[str, Any])
+    """Further members of the request, such as `webhook`."""
+
+    def body(self) -> dict[str, Any]:
+        """The request's body."""
+        options = _given(version=self.version, priority=self.priority, ttl_seconds=self.ttl_seconds)
+        return {"model_id": self.model_id, "input": dict(self.input), **options, **self.extra}
+
+
+def submit(spec: JobSpec, key: str | None) -> Call[JobAccepted]:
+    return Call("POST", "/api/jobs", _read(JobAccepted), spec.body(), key=_key(key))
+
+
+def submit_batch(specs: Sequence[JobSpec], key: str | None) -> Call[tuple[JobAccepted, ...]]:
+    def read(answer: Any) -> tuple[JobAccepted, ...]:
+        return tuple(JobAccepted.model_validate(job) for job in answer["jobs"])
+
+    return Call("POST", "/api/jobs/batch", read, {"jobs": [s.body() for s in specs]}, key=_key(key))
+
+
+def job(job_id: Id) -> Call[Job]:
+    return Call("GET", f"/api/jobs/{_id(job_id)}", _read(Job))
+
+
+def jobs(
+    status: JobState | str | None, model_id: str | None, cursor: str | None, limit: int
+) -> Call[Page[JobSummary]]:
+    params = _given(status=status, model_id=model_id, cursor=cursor, limit=limit)
+    return Call("GET", "/api/jobs", _read(Page[JobSummary]), params=params)
+
+
+def cancel(job_id: Id) -> Call[Job]:
+    return Call("POST", f"/api/jobs/{_id(job_id)}/cancel", _read(Job), naturally_repeatable=True)
+
+
+def set_priority(job_id: Id, priority: Priority | str) -> Call[Job]:
+    return Call(
+        "PATCH", f"/api/jobs/{_id(job_id)}", _read(Job), {"priority": str(priority)},
+        naturally_repeatable=True,
+    )  # fmt: skip
+
+
+def job_events(job_id: Id) -> Stream:
+    return Stream(f"/api/jobs/{_id(job_id)}/events", "completed")
+
+
+def submit_build(body: Json, key: str | None) -> Call[BuildAccepted]:
+    return Call("POST", "/api/builds", _read(BuildAccepted), dict(body), key=_key(key))
+
+
+def build(build_id: Id) -> Call[Build]:
+    return Call("GET", f"/api/builds/{_id(build_id)}", _read(Build))
+
+
+def build_log(build_id: Id) -> Stream:
+    return Stream(f"/api/builds/{_id(build_id)}/logs", "end")
+
+
+def models(cursor: str | None, limit: int) -> Call[Page[Model]]:
+    return Call("GET", "/api/models", _read(Page[Model]), params=_given(cursor=cursor, limit=limit))
+
+
+def versions(model_id: str, cursor: str | None, limit: int) -> Call[Page[Version]]:
+    params = _given(cursor=cursor, limit=limit)
+    return Call("GET", f"{_model(model_id)}/versions", _read(Page[Version]), params=params)
+
+
+def version(model_id: str, name: str) -> Call[Version]:
+    return Call("GET", f"{_model(model_id)}/versions/{_id(name)}", _read(Version))
+
+
+def nodes(cursor: str | None, limit: int) -> Call[Page[Node]]:
+    return Call("GET", "/api/nodes", _read(Page[Node]), params=_given(cursor=cursor, limit=limit))
+
+
+def node(node_id: Id) -> Call[Node]:
+    return Call("GET", f"/api/nodes/{_id(node_id)}", _read(Node))
+
+
+def assign(node_id: Id, model_id: str, version_id: Id, key: str | None) -> Call[Assignment]:
+    body = {"model_id": model_id, "version_id": str(version_id)}
+    return Call("POST", f"/api/nodes/{_id(node_id)}/assign", _read(Assignment), body, key=_key(key))
+
+
+def anything(method: str, path: str, json: Json | None, params: Mapping[str, str | int] | None,
+             key: str | None) -> Call[Any]:  # fmt: skip
+    def read(answer: Any) -> Any:
+        return answer
+
+    return Call(method.upper(), path, read, json, params or {}, key)

@@ -1,0 +1,207 @@
+"""What the api answers, as typed, frozen values. Members of a newer server are passed over."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Generic, TypeVar
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict
+
+from vyvo_dagster.domain.build import BUILD, BuildState
+from vyvo_dagster.domain.job import JOB, JobState, Priority
+from vyvo_dagster.domain.model import VersionState
+from vyvo_dagster.domain.node import AssignmentState, NodeState
+from vyvo_dagster.protocol.job import JobError
+
+__all__ = [
+    "Artifact",
+    "Assignment",
+    "Attempt",
+    "Build",
+    "BuildAccepted",
+    "Event",
+    "Job",
+    "JobAccepted",
+    "JobSummary",
+    "Model",
+    "Node",
+    "Page",
+    "Version",
+]
+
+T = TypeVar("T")
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Page(_Answer, Generic[T]):
+    """One page of a list, newest first; `next_cursor` is None on the last."""
+
+    items: tuple[T, ...]
+    next_cursor: str | None = None
+
+
+class Artifact(_Answer):
+    """One output of a job. `presigned_url` reads it without credentials for a while; size in bytes."""
+
+    id: UUID
+    position: int
+    type: str
+    url: str
+    presigned_url: str | None
+    size_bytes: int
+    mime_type: str
+    expires_at: datetime | None
+
+
+class Attempt(_Answer):
+    """One attempt of a job. `outcome` is None while it is under way."""
+
+    attempt: int
+    node_id: UUID
+    outcome: str | None
+    error_code: str | None
+    dispatched_at: datetime
+    ended_at: datetime | None
+
+
+class JobAccepted(_Answer):
+    """A job was queued; `detail` says what it waits for where no node has the model."""
+
+    job_id: UUID
+    status: JobState
+    queue_position: int
+    eta_seconds: float | None
+    detail: str | None = None
+
+
+class JobSummary(_Answer):
+    """A job without what it takes and makes. Timings in seconds by phase, progress 0 to 1."""
+
+    job_id: UUID
+    status: JobState
+    tenant: str
+    model_id: str
+    version: str
+    priority: Priority
+    attempt: int
+    max_attempts: int
+    node_id: UUID | None
+    progress: float | None
+    error: JobError | None
+    cancel_requested: bool
+    timings: dict[str, float]
+    created_at: datetime
+    expires_at: datetime
+    dispatched_at: datetime | None
+    started_at: datetime | None
+    completed_at: datetime | None
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has come to its end, a good one or not."""
+        return self.status in JOB.terminal
+
+
+class Job(JobSummary):
+    """A job."""
+
+    input: dict[str, Any]
+    output: Any
+    artifacts: tuple[Artifact, ...]
+    attempts: tuple[Attempt, ...]
+    queue_position: int | None = None
+
+
+class BuildAccepted(_Answer):
+    """A build was queued."""
+
+    build_id: UUID
+    status: BuildState
+
+
+class Build(_Answer):
+    """A build. Size in bytes, durations in seconds by step."""
+
+    build_id: UUID
+    status: BuildState
+    model_id: str
+    version: str
+    version_id: UUID
+    template: str
+    backend: str
+    backend_used: str | None
+    image: str | None
+    image_digest: str | None
+    size_bytes: int | None
+    log_url: str | None
+    error: str | None
+    durations: dict[str, float]
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has come to its end, a good one or not."""
+        return self.status in BUILD.terminal
+
+
+class Model(_Answer):
+    """A model of the registry."""
+
+    model_id: str
+    tenant: str
+    description: str
+    created_at: datetime
+
+
+class Version(_Answer):
+    """A version of a model."""
+
+    id: UUID
+    model_id: str
+    version: str
+    state: VersionState
+    template: str
+    runner_image: str | None
+    image_digest: str | None
+    input_schema: dict[str, Any] | None
+    created_at: datetime
+
+
+class Assignment(_Answer):
+    """A version that should be loaded on a node, and what its agent sees of it."""
+
+    id: UUID
+    node_id: UUID
+    model_id: str
+    version: str
+    version_id: UUID
+    state: AssignmentState
+    detail: str | None
+    slots: int
+
+
+class Node(_Answer):
+    """A node with the assignments in force."""
+
+    id: UUID
+    name: str
+    state: NodeState
+    schedulable: bool
+    labels: dict[str, str]
+    last_heartbeat_at: datetime
+    assignments: tuple[Assignment, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event of a stream. `kind` is its name, such as "progress"; `id` resumes after it."""
+
+    id: str
+    kind: str
+    data: Mapping[str, Any]

@@ -14,9 +14,11 @@ from fastapi import Depends, Request
 from api.announcer import Announcer
 from api.authenticator import Authenticator
 from api.builds.launch import Launcher
+from api.jobs.reports import Reports
 from api.jobs.schema_check import InputSchemas
 from vyvo_dagster.concurrency import cancel_all
 from vyvo_dagster.dispatch.relay import Relay
+from vyvo_dagster.domain.model import Modality
 from vyvo_dagster.errors import Unavailable
 from vyvo_dagster.objects import ObjectStore
 from vyvo_dagster.settings import S3Settings, Settings
@@ -32,6 +34,7 @@ _START_SECONDS: Final = 30.0
 _NOTE_USE_SECONDS: Final = 30.0
 # A follower of a build's log blocks one connection for as long as it follows.
 _FOLLOWERS: Final = 512
+_OUTPUTS: Final = (Modality.IMAGE, Modality.VIDEO, Modality.AUDIO, Modality.TEXT)
 
 
 @dataclass(slots=True)
@@ -47,6 +50,7 @@ class Context:
     relay: Relay
     hub: EventHub
     announcer: Announcer
+    reports: Reports
     authenticator: Authenticator
     launcher: Launcher
     input_schemas: InputSchemas
@@ -107,12 +111,16 @@ async def open_context(settings: Settings, s3: S3Settings) -> AsyncGenerator[Con
     redis = connect(settings.redis_url)
     log_redis = connect(settings.redis_url, max_connections=_FOLLOWERS)
     http = httpx.AsyncClient(timeout=httpx.Timeout(10.0, connect=2.0), trust_env=False)
+    objects = ObjectStore(s3, artifact_ttl_seconds=settings.artifact_ttl_seconds)
+    relay, announcer = Relay(database, redis), Announcer(redis)
     try:
         async with asyncio.TaskGroup() as group:
             context = Context(
                 settings=settings, s3=s3, database=database, redis=redis, log_redis=log_redis,
-                objects=ObjectStore(s3, artifact_ttl_seconds=settings.artifact_ttl_seconds),
-                relay=Relay(database, redis), hub=EventHub(redis), announcer=Announcer(redis),
+                objects=objects, relay=relay, hub=EventHub(redis), announcer=announcer,
+                reports=Reports(
+                    database, announcer, relay, frozenset(objects.bucket(m) for m in _OUTPUTS)
+                ),
                 authenticator=Authenticator(database),
                 launcher=Launcher(settings.dagster_url, http, database),
                 input_schemas=InputSchemas(), stopping=asyncio.Event(), _group=group,

@@ -18,7 +18,7 @@ def _limit_of(path: str) -> int:
     # Agents report logs and outputs in batches and name all that they run, and clients send jobs.
     if path.startswith("/api/jobs/") and path.endswith(("/progress", "/complete", "/batch")):
         return _LARGE
-    if path.startswith("/api/nodes/") and path.endswith("/heartbeat"):
+    if path.startswith("/api/nodes/") and path.endswith(("/heartbeat", "/reports")):
         return _LARGE
     return _DEFAULT
 

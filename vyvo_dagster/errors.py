@@ -6,7 +6,8 @@
     │   ├── InvalidWeightsUri     422 invalid_weights_uri
     │   ├── InvalidEnv            422 invalid_env
     │   ├── UnknownTemplate       422 unknown_template
-    │   └── InputSchemaMismatch   422 input_schema_mismatch
+    │   ├── InputSchemaMismatch   422 input_schema_mismatch
+    │   └── InvalidReport         422 invalid_report
     ├── Unauthenticated           401 unauthenticated
     ├── Forbidden                 403 forbidden
     ├── NotFound                  404 not_found
@@ -34,6 +35,7 @@ __all__ = [
     "InvalidEnv",
     "InvalidInput",
     "InvalidModelId",
+    "InvalidReport",
     "InvalidWeightsUri",
     "NotFound",
     "RateLimited",
@@ -100,6 +102,12 @@ class InputSchemaMismatch(InvalidInput):
     """A job's input fails the schema of the version that it is for."""
 
     code = "input_schema_mismatch"
+
+
+class InvalidReport(InvalidInput):
+    """An agent's report that cannot be used; the attempt that it was to end has failed."""
+
+    code = "invalid_report"
 
 
 class Unauthenticated(VyvoError):

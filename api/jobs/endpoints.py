@@ -11,7 +11,7 @@ from api.auth import IsNode, JobsRead, JobsWrite, own_node
 from api.context import Ctx
 from api.fields import Cursor, Limit, Listing, listing
 from api.idempotency import OnceDep
-from api.jobs import events, reports, service, submission
+from api.jobs import events, service, submission
 from api.jobs.schemas import (
     BatchAccepted,
     BatchRequest,
@@ -26,7 +26,7 @@ from api.jobs.schemas import (
 )
 from vyvo_dagster.domain.job import JobState
 from vyvo_dagster.domain.model import parse_model_id
-from vyvo_dagster.protocol.job import CompletionReport, ProgressReport
+from vyvo_dagster.protocol.job import CompletionReport, ProgressReport, ReportItem
 
 __all__ = ["router"]
 
@@ -117,7 +117,9 @@ async def progress(
     job_id: UUID, body: ProgressReport, principal: IsNode, context: Ctx
 ) -> ProgressAnswer:
     """By the node's own credential. The first report marks the job running; a stale attempt gets 409."""
-    return await reports.progress(context, own_node(principal), job_id, body)
+    report = ReportItem(job_id=job_id, progress=body)
+    taken = await context.reports.take_one(own_node(principal), report)
+    return ProgressAnswer(status=taken.status, cancel_requested=taken.cancel_requested)
 
 
 @router.post("/{job_id}/complete", summary="Report an attempt's end")
@@ -125,4 +127,6 @@ async def complete(
     job_id: UUID, body: CompletionReport, principal: IsNode, context: Ctx
 ) -> ReportAnswer:
     """By the node's own credential. A stale attempt gets 409 and changes nothing; a repeat gets the same 200."""
-    return await reports.complete(context, own_node(principal), job_id, body)
+    report = ReportItem(job_id=job_id, completion=body)
+    taken = await context.reports.take_one(own_node(principal), report)
+    return ReportAnswer(job_id=job_id, attempt=body.attempt, job_status=taken.status)

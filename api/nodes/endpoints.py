@@ -11,7 +11,7 @@ from api.context import Ctx
 from api.fields import Cursor, Limit, Listing, listing
 from api.idempotency import OnceDep, once
 from api.nodes import heartbeat as heartbeats
-from api.nodes import join, service
+from api.nodes import join, reports, service
 from api.nodes.schemas import (
     AssignmentView,
     AssignRequest,
@@ -23,6 +23,7 @@ from api.nodes.schemas import (
     node_view,
 )
 from vyvo_dagster.domain.node import NodeEventKind, NodeState
+from vyvo_dagster.protocol.job import ReportBatch, ReportBatchAnswer
 from vyvo_dagster.protocol.node import Heartbeat, HeartbeatAnswer, Register, RegisterAnswer
 from vyvo_dagster.store.records import Assignment
 
@@ -46,6 +47,18 @@ async def heartbeat(
 ) -> HeartbeatAnswer:
     """By the node's own credential. 409 `stale_boot` asks the agent to join again."""
     return await heartbeats.heartbeat(context, own_node(principal, node_id), body)
+
+
+@router.post("/{node_id}/reports", summary="Report many attempts at a time")
+async def report(
+    node_id: UUID, body: ReportBatch, principal: IsNode, context: Ctx
+) -> ReportBatchAnswer:
+    """By the node's own credential: progress and ends, as the single routes take them, in order.
+
+    Each item gets its own result. One that cannot be used hurts no other, and the attempt that it
+    was to end has failed with the code `invalid_report`.
+    """
+    return await reports.take(context.reports, own_node(principal, node_id), body)
 
 
 @router.get("", summary="List nodes")

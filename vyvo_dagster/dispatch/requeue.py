@@ -38,7 +38,11 @@ async def requeue_lost(store: Store, job: Job, outcome: str, *, charged: bool) -
     """
     if job.cancel_requested_at is not None:
         return await store.attempts.end_lost(
-            job, JobState.CANCELED, "canceled", "canceled; its attempt was gone before it ended"
+            job,
+            JobState.CANCELED,
+            "canceled",
+            "canceled; its attempt was gone before it ended",
+            outcome,
         )
     handed_back = job.handed_back if charged else job.handed_back + 1
     after = after_lost_attempt(job.attempt, handed_back, job.max_attempts)
@@ -48,6 +52,7 @@ async def requeue_lost(store: Store, job: Job, outcome: str, *, charged: bool) -
             after.state,
             after.error_code,
             f"the node was lost in each of {job.max_attempts} attempts",
+            outcome,
         )
     again = await store.attempts.requeue(job, outcome, charged=charged)
     if again is not None:

@@ -1,22 +1,48 @@
 """What the orchestrator orders from an agent, and what the agent reports of an attempt."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
+
+from vyvo_dagster.domain.job import JobState
 
 __all__ = [
+    "BATCH_BYTES",
+    "BATCH_ITEMS",
     "Artifact",
     "AttemptStatus",
     "CancelOrder",
     "CompletionReport",
+    "ItemProblem",
     "JobError",
+    "MalformedReport",
     "OrderKind",
     "ProgressReport",
+    "ReportBatch",
+    "ReportBatchAnswer",
+    "ReportItem",
+    "ReportResult",
     "RunOrder",
 ]
+
+BATCH_ITEMS: Final = 256
+"""Reports in one batch, at most."""
+BATCH_BYTES: Final = 8 << 20
+"""Size at which an agent closes a batch; a body of twice that is taken."""
+_LAST_ATTEMPT: Final = (1 << 31) - 1
+_STORABLE_SIZE: Final = (1 << 63) - 1
 
 
 class _Model(BaseModel):
@@ -61,14 +87,21 @@ class AttemptStatus(StrEnum):
     """The agent stops before the attempt ended; it goes back to the queue uncharged."""
 
 
+def _in_calendar(time: datetime) -> datetime:
+    # At the calendar's ends a time can be stored in UTC and not be read again in a local zone.
+    if not 1900 < time.year < 9000:
+        raise ValueError("is no time of this age")
+    return time
+
+
 class Artifact(_Model):
     """One artifact in the standard shape. `url` is `s3://bucket/key`."""
 
     type: Annotated[str, Field(max_length=32)]
-    url: Annotated[str, Field(max_length=2048, pattern=r"^s3://[a-z0-9.-]{3,63}/[^\s]+$")]
-    size_bytes: int = Field(ge=0)
+    url: Annotated[str, Field(max_length=2048, pattern=r"^s3://[a-z0-9.-]{3,63}/[^\s\x00]+$")]
+    size_bytes: int = Field(ge=0, le=_STORABLE_SIZE)
     mime_type: Annotated[str, Field(max_length=255)]
-    expires_at: datetime | None = None
+    expires_at: Annotated[datetime, AfterValidator(_in_calendar)] | None = None
 
 
 class JobError(_Model):
@@ -81,7 +114,7 @@ class JobError(_Model):
 class ProgressReport(_Model):
     """Body of `POST /api/jobs/{id}/progress`. The first report marks the job running."""
 
-    attempt: int = Field(ge=1)
+    attempt: int = Field(ge=1, le=_LAST_ATTEMPT)
     fraction: float | None = Field(default=None, ge=0, le=1)
     logs: list[Annotated[str, Field(max_length=16384)]] = Field(
         default_factory=list, max_length=1000
@@ -91,9 +124,90 @@ class ProgressReport(_Model):
 class CompletionReport(_Model):
     """Body of `POST /api/jobs/{id}/complete`. `timings` are seconds per phase."""
 
-    attempt: int = Field(ge=1)
+    attempt: int = Field(ge=1, le=_LAST_ATTEMPT)
     status: AttemptStatus
     artifacts: list[Artifact] = Field(default_factory=list[Artifact], max_length=1024)
     output: Any = None
     error: JobError | None = None
     timings: dict[str, float] = Field(default_factory=dict, max_length=32)
+
+
+class ReportItem(_Model):
+    """One report of a batch: either progress or the attempt's end."""
+
+    job_id: UUID
+    progress: ProgressReport | None = None
+    completion: CompletionReport | None = None
+
+
+class MalformedReport(_Model):
+    """What is left of an item that is none: whom it is about, where that can be told, and why."""
+
+    job_id: UUID | None = None
+    attempt: int | None = Field(default=None, ge=1, le=_LAST_ATTEMPT)
+    ends: bool = False
+    """It was to end the attempt."""
+    detail: str
+
+
+def _read(value: Any, handler: ValidatorFunctionWrapHandler) -> ReportItem | MalformedReport:
+    """An item; a malformed one must not refuse the others."""
+    try:
+        item: ReportItem = handler(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        detail = f"{'.'.join(map(str, first['loc'])) or 'item'}: {first['msg']}"
+        return _malformed(value, detail)
+    if (item.progress is None) == (item.completion is None):
+        return _malformed(value, "an item is either progress or completion")
+    return item
+
+
+def _malformed(value: Any, detail: str) -> MalformedReport:
+    item: Mapping[str, Any] = value if isinstance(value, Mapping) else {}
+    completion = item.get("completion")
+    report = completion if isinstance(completion, Mapping) else item.get("progress")
+    try:
+        return MalformedReport(
+            job_id=item.get("job_id"),
+            attempt=report.get("attempt") if isinstance(report, Mapping) else None,
+            ends=completion is not None,
+            detail=detail,
+        )
+    except ValidationError:
+        return MalformedReport(detail=detail)
+
+
+if TYPE_CHECKING:
+    _Item = ReportItem | MalformedReport
+else:
+    # Documented as what it should be; what it is otherwise is made here, and never sent.
+    _Item = Annotated[ReportItem, WrapValidator(_read)]
+
+
+class ReportBatch(_Model):
+    """Body of `POST /api/nodes/{id}/reports`, in the order in which things happened."""
+
+    items: Annotated[list[_Item], Field(min_length=1, max_length=BATCH_ITEMS)]
+
+
+class ItemProblem(_Model):
+    """Why one item was not taken: what the single route would have answered."""
+
+    status: int
+    code: str
+    detail: str
+
+
+class ReportResult(_Model):
+    """What became of one item: the job's status, or a problem."""
+
+    status: JobState | None = None
+    cancel_requested: bool = False
+    problem: ItemProblem | None = None
+
+
+class ReportBatchAnswer(_Model):
+    """One result for each item, in the order of the items."""
+
+    results: list[ReportResult]

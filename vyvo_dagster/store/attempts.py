@@ -4,10 +4,9 @@ The fencing token is `jobs.attempt`: it is raised by the one UPDATE that dispatc
 report names it. A report whose token or node is not the row's own changes nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -15,7 +14,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, INTEGER
 from sqlalchemy.dialects.postgresql import UUID as PG_UUID
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from vyvo_dagster.domain.job import JOB, JobState
+from vyvo_dagster.domain.job import JobState
 from vyvo_dagster.store.jobs import IN_FLIGHT
 from vyvo_dagster.store.records import Job, JobAttempt
 from vyvo_dagster.store.rows import record
@@ -95,76 +94,6 @@ class AttemptRepository:
             )
         return claimed
 
-    async def start(self, job_id: UUID, attempt: int, node_id: UUID) -> Job | None:
-        """Mark a dispatched attempt as running; None when it is not dispatched any more."""
-        return await self._one(
-            sa.update(jobs)
-            .where(
-                _J.id == job_id,
-                _J.attempt == attempt,
-                _J.node_id == node_id,
-                _J.state == JobState.DISPATCHED,
-            )
-            .values(state=JobState.RUNNING, started_at=sa.func.now())
-            .returning(jobs)
-        )
-
-    async def progress(
-        self, job_id: UUID, attempt: int, node_id: UUID, fraction: float | None
-    ) -> Job | None:
-        """Record progress of a running attempt; None when the attempt is not the current one."""
-        values = {"progress": _J.progress if fraction is None else fraction}
-        return await self._one(
-            sa.update(jobs)
-            .where(
-                _J.id == job_id,
-                _J.attempt == attempt,
-                _J.node_id == node_id,
-                _J.state == JobState.RUNNING,
-            )
-            .values(**values)
-            .returning(jobs)
-        )
-
-    async def complete(
-        self,
-        job_id: UUID,
-        attempt: int,
-        node_id: UUID,
-        state: JobState,
-        *,
-        output: Any,
-        error_code: str | None,
-        error_message: str | None,
-        timings: Mapping[str, float],
-    ) -> Job | None:
-        """End a job by its current attempt; None when the attempt is not the current one in flight."""
-        job = await self._one(
-            sa.update(jobs)
-            .where(
-                _J.id == job_id,
-                _J.attempt == attempt,
-                _J.node_id == node_id,
-                _J.state.in_(JOB.before(state)),
-                _J.state.in_(IN_FLIGHT),
-            )
-            .values(
-                state=state,
-                output=output,
-                error_code=error_code,
-                error_message=error_message,
-                timings=dict(timings),
-                completed_at=sa.func.now(),
-                lease_expires_at=None,
-                started_at=sa.func.coalesce(_J.started_at, _J.dispatched_at),
-                progress=1.0 if state is JobState.SUCCEEDED else _J.progress,
-            )
-            .returning(jobs)
-        )
-        if job is not None:
-            await self.close(job_id, attempt, outcome=str(state), error_code=error_code)
-        return job
-
     async def requeue(self, job: Job, outcome: str, *, charged: bool) -> Job | None:
         """Put a job in flight back to the queue; None when its attempt is not the current one."""
         again = await self._one(
@@ -186,7 +115,9 @@ class AttemptRepository:
             await self.close(job.id, job.attempt, outcome=outcome, error_code=None)
         return again
 
-    async def end_lost(self, job: Job, state: JobState, code: str, message: str) -> Job | None:
+    async def end_lost(
+        self, job: Job, state: JobState, code: str, message: str, outcome: str = LOST
+    ) -> Job | None:
         """End a job in flight whose attempt is gone; None when that attempt is not the current one."""
         ended = await self._one(
             sa.update(jobs)
@@ -201,7 +132,7 @@ class AttemptRepository:
             .returning(jobs)
         )
         if ended is not None:
-            await self.close(job.id, job.attempt, outcome=LOST, error_code=code)
+            await self.close(job.id, job.attempt, outcome=outcome, error_code=code)
         return ended
 
     async def close(self, job_id: UUID, attempt: int, outcome: str, error_code: str | None) -> None:
@@ -211,12 +142,6 @@ class AttemptRepository:
             .where(_A.job_id == job_id, _A.attempt == attempt, _A.outcome.is_(None))
             .values(outcome=outcome, error_code=error_code, ended_at=sa.func.now())
         )
-
-    async def get(self, job_id: UUID, attempt: int) -> JobAttempt | None:
-        """One attempt; tells a repeated completion from a stale one."""
-        query = sa.select(job_attempts).where(_A.job_id == job_id, _A.attempt == attempt)
-        row = (await self._connection.execute(query)).mappings().first()
-        return None if row is None else record(JobAttempt, row)
 
     async def of_job(self, job_id: UUID) -> list[JobAttempt]:
         """All attempts of a job, in order."""
@@ -246,14 +171,18 @@ class AttemptRepository:
             .table_valued("job_id", "attempt")
             .render_derived("given")
         )
+        # Locked in the order of ids, as reports do, so that neither waits for the other in a circle.
+        held = (
+            sa.select(_J.id)
+            .join(given, sa.and_(_J.id == given.c.job_id, _J.attempt == given.c.attempt))
+            .where(_J.node_id == node_id, _J.state.in_(IN_FLIGHT))
+            .order_by(_J.id)
+            .with_for_update(of=jobs)
+            .cte("held")
+        )
         rows = await self._connection.execute(
             sa.update(jobs)
-            .where(
-                _J.id == given.c.job_id,
-                _J.attempt == given.c.attempt,
-                _J.node_id == node_id,
-                _J.state.in_(IN_FLIGHT),
-            )
+            .where(_J.id == held.c.id)
             .values(lease_expires_at=sa.func.now() + lease)
             .returning(_J.id, _J.attempt)
         )

@@ -23,6 +23,7 @@ from vyvo_dagster.store.keys import KeyRepository
 from vyvo_dagster.store.models import ModelRepository
 from vyvo_dagster.store.nodes import NodeRepository
 from vyvo_dagster.store.outbox import OutboxRepository
+from vyvo_dagster.store.reports import ReportRepository
 
 __all__ = ["Database", "Store", "async_dsn"]
 
@@ -48,6 +49,7 @@ class Store:
         self.models = ModelRepository(connection)
         self.nodes = NodeRepository(connection)
         self.outbox = OutboxRepository(connection)
+        self.reports = ReportRepository(connection)
 
     async def ping(self) -> None:
         """Ask the server for an answer."""

@@ -189,12 +189,13 @@ async def test_artifacts_come_from_our_buckets_only(
     api: Api, admin: httpx.Client, agent: Agent, version: Version, database: Database
 ) -> None:
     assignment_id = await load(admin, agent, version)
-    job = await dispatch(database, submit(admin, version), agent, assignment_id)
     for bucket in ("someone-else", f"{api.s3.bucket_prefix}model", f"{api.s3.bucket_prefix}log"):
+        job = await dispatch(database, submit(admin, version), agent, assignment_id)
         artifact = {"type": "image", "url": f"s3://{bucket}/x", "size_bytes": 1, "mime_type": "a/b"}
         answer = agent.complete(job.id, 1, "succeeded", artifacts=[artifact])
-        assert (answer.status_code, answer.json()["code"]) == (422, "invalid_input")
-    assert admin.get(f"/api/jobs/{job.id}").json()["status"] == "dispatched"
+        assert (answer.status_code, answer.json()["code"]) == (422, "invalid_report")
+        shown = admin.get(f"/api/jobs/{job.id}").json()
+        assert (shown["status"], shown["error"]["code"]) == ("failed", "invalid_report")
 
 
 async def test_an_attempt_is_reported_by_its_own_node_only(

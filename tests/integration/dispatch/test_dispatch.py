@@ -11,16 +11,16 @@ from tests.integration.dispatch.conftest import World
 from vyvo_dagster.dispatch.main import orchestrate
 from vyvo_dagster.domain.job import JobState, Priority
 from vyvo_dagster.domain.node import NodeState
+from vyvo_dagster.store.reports import End
 from vyvo_dagster.streams import events, keys
-
-DONE = {"output": None, "error_code": None, "error_message": None, "timings": {}}
 
 
 async def complete(world: World, job_id, attempt, node_id, state=JobState.SUCCEEDED):  # type: ignore[no-untyped-def]
     async with world.database.transaction() as store:
-        job = await store.attempts.complete(job_id, attempt, node_id, state, **DONE)
+        end = End(job_id, attempt, state, False, None, None, None, None, "{}")
+        ended_at = await store.reports.end(node_id, [end])
     await world.redis.publish(keys.WAKE, "test")
-    return job
+    return ended_at
 
 
 @pytest.mark.usefixtures("orchestrator")

@@ -14,6 +14,7 @@ from api.context import open_context
 from api.errors import add_handlers
 from api.events import endpoints as events
 from api.jobs import endpoints as jobs
+from api.jobs.express import Express
 from api.keys import endpoints as keys
 from api.limits import BodyLimit
 from api.models import endpoints as models
@@ -56,6 +57,7 @@ def create_app(settings: Settings, s3: S3Settings | None = None) -> FastAPI:
         app.include_router(router)
     add_handlers(app)
     add_openapi(app, routers)
+    app.add_middleware(Express)  # the innermost
     app.add_middleware(BodyLimit)
     app.add_middleware(Timing)
     return app

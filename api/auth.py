@@ -28,6 +28,7 @@ __all__ = [
     "Requires",
     "check_owner",
     "own_node",
+    "require",
     "token_of",
 ]
 
@@ -57,6 +58,12 @@ async def token_of(bearer: Bearer, header: KeyHeader) -> str:
     return token
 
 
+def require(principal: Principal, scope: Scope) -> None:
+    """Raise Forbidden unless the principal holds `scope`."""
+    if not grants(principal.scopes, scope):
+        raise Forbidden(f"this key lacks the scope {scope}", scope=str(scope))
+
+
 class Requires:
     """Dependency: the principal, if it holds `scope`.
 
@@ -71,8 +78,7 @@ class Requires:
     ) -> Principal:
         context: Context = request.app.state.context
         principal = await context.authenticator.authenticate(token)
-        if not grants(principal.scopes, self.scope):
-            raise Forbidden(f"this key lacks the scope {self.scope}", scope=str(self.scope))
+        require(principal, self.scope)
         return principal
 
 

@@ -14,6 +14,8 @@ from fastapi import Depends, Request
 from api.announcer import Announcer
 from api.authenticator import Authenticator
 from api.builds.launch import Launcher
+from api.jobs.gateway import Gateway
+from api.jobs.registry import Registry
 from api.jobs.reports import Reports
 from api.jobs.schema_check import InputSchemas
 from vyvo_dagster.concurrency import cancel_all
@@ -54,6 +56,8 @@ class Context:
     authenticator: Authenticator
     launcher: Launcher
     input_schemas: InputSchemas
+    registry: Registry
+    gateway: Gateway
     stopping: asyncio.Event
     """Set when the process stops: event streams end."""
     _group: asyncio.TaskGroup
@@ -123,12 +127,16 @@ async def open_context(settings: Settings, s3: S3Settings) -> AsyncGenerator[Con
                 ),
                 authenticator=Authenticator(database),
                 launcher=Launcher(settings.dagster_url, http, database),
-                input_schemas=InputSchemas(), stopping=asyncio.Event(), _group=group,
+                input_schemas=InputSchemas(),
+                registry=Registry(database, settings.postgres_dsn),
+                gateway=Gateway(database, redis), stopping=asyncio.Event(), _group=group,
             )  # fmt: skip
             try:
                 await _ensure_admin_key(context)
                 context.loop("relay", context.relay.run)
                 context.loop("event hub", context.hub.run)
+                context.loop("registry", context.registry.run)
+                context.loop("gateway", context.gateway.run)
                 context.loop("announcer", context.announcer.run)
                 context.loop("key use", lambda: _note_use(context))
                 context.spawn("dagster warm-up", context.launcher.warm())

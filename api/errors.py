@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 from vyvo_dagster.errors import InvalidInput, RateLimited, Unauthenticated, Unavailable, VyvoError
 
-__all__ = ["MEDIA_TYPE", "Problem", "add_handlers", "problem"]
+__all__ = ["MEDIA_TYPE", "Problem", "add_handlers", "problem", "problem_of"]
 
 MEDIA_TYPE: Final = "application/problem+json"
 _RETRY_SECONDS: Final = "2"
@@ -73,6 +73,13 @@ async def _of_http(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     code = _CODES.get(error.status_code, "http_error")
     return problem(error.status_code, code, str(error.detail), headers=error.headers)
+
+
+async def problem_of(request: Request, error: VyvoError | HTTPException) -> JSONResponse:
+    """The answer to an error, for what answers without the framework."""
+    if isinstance(error, VyvoError):
+        return await _of_ours(request, error)
+    return await _of_http(request, error)
 
 
 async def _of_validation(_: Request, error: Exception) -> JSONResponse:

@@ -1,5 +1,6 @@
 """What jobs look like over REST; what agents report is in `vyvo_dagster.protocol.job`."""
 
+import math
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ from api.fields import Body
 from vyvo_dagster.domain.job import JobState, Priority
 from vyvo_dagster.protocol.job import JobError
 from vyvo_dagster.store.records import Job, JobAttempt
+from vyvo_dagster.store.submissions import NewJob
 
 __all__ = [
     "AttemptView",
@@ -65,6 +67,25 @@ class JobAccepted(BaseModel):
     detail: str | None = Field(
         None, examples=["no ready node has vyvo/digits@v1; the job waits up to 86400 s"]
     )
+
+    @classmethod
+    def of(
+        cls, job: NewJob, position: int, ready_nodes: int, mean_seconds: float | None,
+        ttl_seconds: float,
+    ) -> "JobAccepted":  # fmt: skip
+        """The answer to a new job. The ETA takes `mean_seconds` a job on each ready node."""
+        eta = detail = None
+        if not ready_nodes:
+            detail = (
+                f"no ready node has {job.model_id}@{job.version}; "
+                f"the job waits up to {ttl_seconds:.0f} s"
+            )
+        elif mean_seconds is not None:
+            eta = round(mean_seconds * math.ceil(position / ready_nodes), 3)
+        return cls(
+            job_id=job.id, status=JobState.QUEUED, queue_position=position, eta_seconds=eta,
+            detail=detail,
+        )  # fmt: skip
 
 
 class BatchAccepted(BaseModel):

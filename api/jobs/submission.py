@@ -1,13 +1,10 @@
 """The gateway: jobs are checked, then written together with their stream entries."""
 
 import json
-import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
-from uuid import UUID
+from typing import Final
 
 from uuid_utils.compat import uuid7
 
@@ -15,28 +12,20 @@ from api.auth import Principal
 from api.context import Context
 from api.fields import check_json
 from api.idempotency import Once, once
+from api.jobs.gateway import Prepared, Written
 from api.jobs.schemas import BatchAccepted, JobAccepted, JobRequest
-from vyvo_dagster.domain.job import DEFAULT_TTL, JobEventKind, JobState
-from vyvo_dagster.domain.model import VersionState, parse_model_id, parse_version
-from vyvo_dagster.errors import Conflict, InvalidInput, NotFound, VyvoError
+from vyvo_dagster.domain.job import DEFAULT_TTL
+from vyvo_dagster.domain.model import parse_model_id, parse_version
+from vyvo_dagster.errors import Conflict, InvalidInput, VyvoError
 from vyvo_dagster.store.database import Store
-from vyvo_dagster.store.records import ModelVersion
+from vyvo_dagster.store.submissions import NewJob
 from vyvo_dagster.streams import keys
 
 __all__ = ["submit", "traceparent_or_none"]
 
 _INPUT_BYTES: Final = 256 << 10
-_SERVABLE: Final = (VersionState.READY, VersionState.ACTIVE)
+_TRIES: Final = 3
 _TRACEPARENT: Final = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
-
-
-@dataclass(frozen=True, slots=True)
-class _Queue:
-    """What the answers of one version's jobs are made of."""
-
-    version: ModelVersion
-    ready_nodes: int
-    mean_seconds: float | None
 
 
 def traceparent_or_none(value: str | None) -> str | None:
@@ -50,6 +39,8 @@ async def submit(
 ) -> list[JobAccepted]:  # fmt: skip
     """Queue jobs: all, or none where one is wrong. Redis may be away: the rows hold the jobs.
 
+    A lone job without an idempotency key shares its transaction with others that come now.
+
     Raises:
         InvalidInput, InputSchemaMismatch: of an input; in a batch `index` says which.
         NotFound: no such model or version.
@@ -58,21 +49,40 @@ async def submit(
     for index, each in enumerate(requests):
         with _at(index, len(requests)):
             _check(each)
+    for _ in range(_TRIES):
+        if request.key is None and len(requests) == 1:
+            (prepared,) = await _prepare(context, principal, requests, traceparent)
+            answer = await context.gateway.add(prepared)
+            if answer is not None:
+                return [answer]
+        else:
+            try:
+                return await _submit_apart(context, principal, requests, request, traceparent)
+            except _Retired:
+                pass
+        # The registry said that a version takes jobs and the row says no: it was retired just now.
+        context.registry.drop()
+    raise Conflict("the model's versions change too fast; try again")
+
+
+async def _submit_apart(
+    context: Context, principal: Principal, requests: Sequence[JobRequest], request: Once,
+    traceparent: str | None,
+) -> list[JobAccepted]:  # fmt: skip
+    written: list[Written] = []
     async with context.database.transaction() as store:
 
         async def write() -> BatchAccepted:
-            return BatchAccepted(
-                jobs=await _write(store, context, principal, requests, traceparent)
-            )
+            # Within the claim of the key: a repeat is answered even when the version is gone.
+            jobs = await _prepare(context, principal, requests, traceparent, store)
+            made = await context.gateway.write(store, jobs)
+            if made is None:
+                raise _Retired
+            written.extend(made)
+            return BatchAccepted(jobs=[w.answer for w in made])
 
-        answer, done = await once(store, principal.tenant, request, BatchAccepted, write)
-    if done:
-        # Told before the relay hands the entries over, so that `queued` comes first.
-        await context.announcer.events(
-            [(a.job_id, JobEventKind.QUEUED, a.model_dump(mode="json", exclude={"job_id"}))
-             for a in answer.jobs]
-        )  # fmt: skip
-        context.relay.kick()
+        answer, _ = await once(store, principal.tenant, request, BatchAccepted, write)
+    await context.gateway.announce(written)
     return answer.jobs
 
 
@@ -88,91 +98,37 @@ def _check(request: JobRequest) -> None:
         )
 
 
-async def _write(
-    store: Store, context: Context, principal: Principal, requests: Sequence[JobRequest],
+async def _prepare(
+    context: Context,
+    principal: Principal,
+    requests: Sequence[JobRequest],
     traceparent: str | None,
-) -> list[JobAccepted]:  # fmt: skip
-    queues: dict[tuple[str, str | None], _Queue] = {}
-    rows: list[dict[str, Any]] = []
-    waits: list[timedelta] = []
+    store: Store | None = None,
+) -> list[Prepared]:
+    prepared: list[Prepared] = []
     now = datetime.now(UTC)
     for index, each in enumerate(requests):
         with _at(index, len(requests)):
-            queue = queues.get((each.model_id, each.version))
-            if queue is None:
-                queue = await _queue(store, each)
-                queues[each.model_id, each.version] = queue
-            context.input_schemas.check(queue.version, each.input)
+            served = await context.registry.find(each.model_id, each.version, store)
+            context.input_schemas.check(served.version, each.input)
         wait = DEFAULT_TTL[each.priority]
         if each.ttl_seconds is not None:
             wait = timedelta(seconds=each.ttl_seconds)
-        waits.append(wait)
-        rows.append({
-            "id": uuid7(), "tenant": principal.tenant, "model_id": each.model_id,
-            "version_id": queue.version.id, "version": queue.version.version,
-            "priority": each.priority, "input": each.input,
-            "max_attempts": context.settings.max_attempts, "expires_at": now + wait,
-            "traceparent": traceparent,
-        })  # fmt: skip
-    await store.jobs.add_many(rows)
-    await store.outbox.add_many(
-        [
-            (keys.jobs(r["model_id"], r["priority"]), {"id": str(r["id"]), "tenant": r["tenant"]})
-            for r in rows
-        ]
-    )
-    return [
-        await _accepted(store, row["id"], queues[each.model_id, each.version], wait)
-        for row, each, wait in zip(rows, requests, waits, strict=True)
-    ]
-
-
-async def _queue(store: Store, request: JobRequest) -> _Queue:
-    version = await _version(store, request)
-    return _Queue(
-        version,
-        await store.assignments.ready_nodes(version.id),
-        await store.jobs.mean_seconds(version.model_id),
-    )
-
-
-async def _version(store: Store, request: JobRequest) -> ModelVersion:
-    if request.version is not None:
-        found = await store.models.version(request.model_id, request.version)
-        if found is None:
-            raise NotFound(f"no version {request.version} of {request.model_id}")
-    else:
-        found = await store.models.serving(request.model_id)
-        if found is None:
-            if await store.models.get(request.model_id) is None:
-                raise NotFound(f"no model {request.model_id}")
-            raise Conflict(f"{request.model_id} has no version that is ready; build one first")
-    if found.state not in _SERVABLE:
-        raise Conflict(
-            f"{found.model_id}@{found.version} is {found.state}; only a ready version takes jobs"
+        job = NewJob(
+            id=uuid7(), tenant=principal.tenant, model_id=each.model_id,
+            version_id=served.version.id, version=served.version.version,
+            priority=each.priority, input=each.input,
+            max_attempts=context.settings.max_attempts, expires_at=now + wait,
+            traceparent=traceparent, stream=keys.jobs(each.model_id, each.priority),
+        )  # fmt: skip
+        prepared.append(
+            Prepared(job, served.ready_nodes, served.mean_seconds, wait.total_seconds())
         )
-    return found
+    return prepared
 
 
-async def _accepted(store: Store, job_id: UUID, queue: _Queue, wait: timedelta) -> JobAccepted:
-    job = await store.jobs.get(job_id, None)
-    assert job is not None
-    position = await store.jobs.position(job)
-    eta = detail = None
-    if queue.ready_nodes and queue.mean_seconds is not None:
-        eta = round(queue.mean_seconds * math.ceil(position / queue.ready_nodes), 3)
-    if not queue.ready_nodes:
-        detail = (
-            f"no ready node has {job.model_id}@{job.version}; "
-            f"the job waits up to {wait.total_seconds():.0f} s"
-        )
-    return JobAccepted(
-        job_id=job_id,
-        status=JobState.QUEUED,
-        queue_position=position,
-        eta_seconds=eta,
-        detail=detail,
-    )
+class _Retired(Exception):
+    """A version that the registry still had takes jobs no more."""
 
 
 class _at:  # noqa: N801 - reads as the preposition that it is

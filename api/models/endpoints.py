@@ -150,6 +150,7 @@ async def promote(
             )
 
         answer, _ = await once(store, principal.tenant, request, VersionView, write)
+    context.registry.drop()
     return answer
 
 
@@ -164,4 +165,5 @@ async def rollback(
             return version_view(await service.rollback(store, principal, f"{owner}/{name}"))
 
         answer, _ = await once(store, principal.tenant, request, VersionView, write)
+    context.registry.drop()
     return answer

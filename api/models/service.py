@@ -75,6 +75,7 @@ async def put_version(
             assert ready is not None
             made = ready
         await _audit(store, principal, "version_put", f"{model_id}@{version}", {})
+    context.registry.drop()
     return made
 
 
@@ -156,6 +157,7 @@ async def update_version(
             found = moved
         await _audit(store, principal, "version_update", f"{model_id}@{version}",
                      body.model_dump(mode="json", exclude={"env"}, exclude_none=True))  # fmt: skip
+    context.registry.drop()
     return found
 
 

@@ -42,6 +42,7 @@ _TOLD = {
 @dataclass(slots=True)
 class _Outcome:
     wake: bool = False
+    changed: bool = False
     handed_back: list[Job] = field(default_factory=list[Job])
 
 
@@ -62,16 +63,20 @@ async def heartbeat(context: Context, node_id: UUID, body: Heartbeat) -> Heartbe
         if beat is None:
             raise StaleBoot("this start of the agent is not the node's current one; join again")
         if beat[0] is not NodeState.READY:
-            outcome.wake = True
+            outcome.wake = outcome.changed = True
             await store.nodes.add_event(id=uuid7(), node_id=node_id, kind=NodeEventKind.READY)
         refs = [(ref.job_id, ref.attempt) for ref in body.running]
         lease = timedelta(seconds=context.settings.lease_seconds)
         fenced = await store.attempts.renew(node_id, refs, lease)
         loaded = await store.assignments.loaded_with(node_id)
         if await _observe(store, node_id, loaded, body.assignments, outcome):
+            outcome.changed = True
             loaded = await store.assignments.loaded_with(node_id)
         if body.leaving:
             await _leave(store, node_id, outcome)
+            outcome.changed = True
+    if outcome.changed:
+        context.registry.drop()
     if outcome.handed_back:
         context.relay.kick()
         await context.announcer.changes(outcome.handed_back)

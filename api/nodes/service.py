@@ -77,6 +77,7 @@ async def remove(
             raise NotFound("no such assignment on this node")
         await _sync(store, node_id)
         await _audit(store, principal, "unassign", node_id, {"assignment_id": str(assignment_id)})
+    context.registry.drop()
     context.relay.kick()
     return removed
 

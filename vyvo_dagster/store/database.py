@@ -24,6 +24,7 @@ from vyvo_dagster.store.models import ModelRepository
 from vyvo_dagster.store.nodes import NodeRepository
 from vyvo_dagster.store.outbox import OutboxRepository
 from vyvo_dagster.store.reports import ReportRepository
+from vyvo_dagster.store.submissions import SubmissionRepository
 
 __all__ = ["Database", "Store", "async_dsn"]
 
@@ -50,6 +51,7 @@ class Store:
         self.nodes = NodeRepository(connection)
         self.outbox = OutboxRepository(connection)
         self.reports = ReportRepository(connection)
+        self.submissions = SubmissionRepository(connection)
 
     async def ping(self) -> None:
         """Ask the server for an answer."""

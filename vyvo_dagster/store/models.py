@@ -15,11 +15,11 @@ from vyvo_dagster.store.records import Model, ModelVersion
 from vyvo_dagster.store.rows import record
 from vyvo_dagster.store.tables import model_versions, models
 
-__all__ = ["ModelRepository"]
+__all__ = ["SERVABLE", "ModelRepository"]
 
 _V = model_versions.c
 # Versions that jobs may be sent to.
-_SERVABLE = (VersionState.ACTIVE, VersionState.READY)
+SERVABLE = (VersionState.ACTIVE, VersionState.READY)
 
 
 class ModelRepository:
@@ -89,14 +89,14 @@ class ModelRepository:
         """The version that new jobs get: the active one, else the newest ready one."""
         return await self._one(
             sa.select(model_versions)
-            .where(_V.model_id == model_id, _V.state.in_(_SERVABLE))
+            .where(_V.model_id == model_id, _V.state.in_(SERVABLE))
             .order_by((_V.state == VersionState.ACTIVE).desc(), _V.id.desc())
             .limit(1)
         )
 
     async def servable(self) -> list[ModelVersion]:
         """All versions that jobs may be sent to; what a registry cache holds."""
-        query = sa.select(model_versions).where(_V.state.in_(_SERVABLE))
+        query = sa.select(model_versions).where(_V.state.in_(SERVABLE))
         return [record(ModelVersion, r) for r in (await self._connection.execute(query)).mappings()]
 
     async def start_building(

@@ -46,6 +46,10 @@ class OutboxRepository:
         )
         return sorted((record(OutboxEntry, r) for r in rows.mappings()), key=lambda e: e.id)
 
+    async def discard(self, ids: Sequence[int]) -> None:
+        """Drop entries that their writer has brought to their streams itself."""
+        await self._connection.execute(sa.delete(outbox).where(outbox.c.id.in_(list(ids))))
+
     async def lag_seconds(self) -> float:
         """Age of the oldest entry, 0 when there is none."""
         age = sa.func.extract("epoch", sa.func.now() - sa.func.min(outbox.c.created_at))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
+from redis.asyncio.client import Pipeline
 from redis.exceptions import RedisError
 
 from vyvo_dagster.streams import keys
@@ -23,6 +24,7 @@ __all__ = [
     "Event",
     "EventHub",
     "Subscription",
+    "add_event",
     "newer",
     "publish",
     "publish_many",
@@ -65,6 +67,22 @@ def _parts(id: str) -> tuple[int, int]:
     return int(milliseconds), int(sequence or 0)
 
 
+def add_event(pipe: Pipeline, job_id: str, kind: str, data: str) -> None:
+    """Publish one event with what else goes through `pipe`; `data` is JSON."""
+    pipe.eval(
+        _PUBLISH,
+        2,
+        keys.job_events(job_id),
+        keys.ALL_EVENTS,
+        kind,
+        data,
+        job_id,
+        REPLAY,
+        _ALL_KEPT,
+        _TTL_MS,
+    )
+
+
 async def publish(redis: AsyncRedis, job_id: UUID | str, kind: str, data: Mapping[str, Any]) -> str:
     """Publish one event of a job; returns its id."""
     return (await publish_many(redis, [(str(job_id), kind, data)]))[0]
@@ -78,18 +96,7 @@ async def publish_many(
         return []
     async with redis.pipeline(transaction=False) as pipe:
         for job_id, kind, data in events:
-            pipe.eval(
-                _PUBLISH,
-                2,
-                keys.job_events(job_id),
-                keys.ALL_EVENTS,
-                kind,
-                json.dumps(data, separators=(",", ":")),
-                job_id,
-                REPLAY,
-                _ALL_KEPT,
-                _TTL_MS,
-            )
+            add_event(pipe, job_id, kind, json.dumps(data, separators=(",", ":")))
         return [str(id_) for id_ in await pipe.execute()]
 
 

@@ -1,0 +1,119 @@
+"""`POST /api/jobs` without the framework: the one route whose cost is the framework's, not its work's.
+
+Only a plain request that is well formed is answered here. Whatever is not (no key, another content
+type, a body that does not validate, an Idempotency-Key) goes on to the route of the same path in
+`endpoints.py`, which also describes both in the OpenAPI document, with its body given back.
+"""
+
+from typing import Final
+
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.auth import require
+from api.context import Context
+from api.errors import problem_of
+from api.idempotency import Once
+from api.jobs import submission
+from api.jobs.schemas import JobAccepted, JobRequest
+from vyvo_dagster.domain.scope import Scope as KeyScope
+from vyvo_dagster.errors import VyvoError
+
+__all__ = ["Express"]
+
+_PATH: Final = "/api/jobs"
+_ROUTE: Final = f"POST {_PATH}"
+_TRACEPARENT_CHARS: Final = 256
+
+
+class _Route:
+    """What the timing reads of a route that was matched."""
+
+    path = _PATH
+
+
+class _Disconnected(Exception):
+    """The client went away before its body was whole."""
+
+
+class Express:
+    """ASGI middleware, the innermost: answers plain submissions, passes on all else."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or pass on."""
+        if scope["type"] != "http" or scope["path"] != _PATH or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        token = _token(headers)
+        trace = headers.get(b"traceparent", b"")
+        if (
+            token is None
+            or b"idempotency-key" in headers
+            or len(trace) > _TRACEPARENT_CHARS
+            or headers.get(b"content-type", b"").partition(b";")[0].strip() != b"application/json"
+        ):
+            await self._app(scope, receive, send)
+            return
+        scope["route"] = _Route
+        try:
+            body = await _body(receive)
+            try:
+                answer = await _submit(scope["app"].state.context, token, body, trace.decode())
+            except (ValidationError, UnicodeDecodeError):
+                await self._app(scope, _again(body, receive), send)
+                return
+        except _Disconnected:
+            return
+        except (VyvoError, HTTPException) as error:
+            await (await problem_of(Request(scope), error))(scope, receive, send)
+            return
+        response = Response(answer.model_dump_json(), 202, media_type="application/json")
+        await response(scope, receive, send)
+
+
+async def _submit(context: Context, token: str, body: bytes, trace: str) -> JobAccepted:
+    principal = await context.authenticator.authenticate(token)
+    require(principal, KeyScope.JOBS_WRITE)
+    request = JobRequest.model_validate_json(body)
+    once = Once(None, _ROUTE, b"")
+    traceparent = submission.traceparent_or_none(trace or None)
+    return (await submission.submit(context, principal, [request], once, traceparent))[0]
+
+
+def _token(headers: dict[bytes, bytes]) -> str | None:
+    scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+    if scheme.lower() != b"bearer" or not token.isascii():
+        return None
+    return token.decode().strip() or None
+
+
+async def _body(receive: Receive) -> bytes:
+    parts: list[bytes] = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise _Disconnected
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """A receive that gives the body that was read, then goes on with `receive`."""
+    given = False
+
+    async def again() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again

@@ -10,6 +10,10 @@ __all__ = ["main"]
 
 # name -> (module, attribute, short help): kept here, so that `vyvo --help` imports none of them.
 _COMMANDS: Mapping[str, tuple[str, str, str]] = {
+    "submit": ("submit", "submit", "Submit a job; --follow shows its progress and result."),
+    "jobs": ("jobs", "jobs", "List jobs."),
+    "job": ("jobs", "job", "Show or follow one job."),
+    "cancel": ("jobs", "cancel", "Cancel jobs."),
     "up": ("up", "up", "Start the whole stack on this machine and stay in the foreground."),
     "api": ("services", "api", "Run the REST api."),
     "orchestrator": ("services", "orchestrator", "Run the orchestrator."),

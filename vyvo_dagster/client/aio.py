@@ -88,7 +88,7 @@ class AsyncClient:
             tried += 1
             try:
                 response = await self._http.request(
-                    call.method, call.path, json=call.json, params=call.params,
+                    call.method, call.path, json=call.body, params=call.params,
                     headers=call.headers,
                 )  # fmt: skip
             except httpx.TransportError as error:
@@ -97,7 +97,7 @@ class AsyncClient:
                     raise self._away(error) from error
             else:
                 if response.status_code < 400:
-                    return call.read(response.json() if response.content else None)
+                    return call.answer(response)
                 pause = self._retry.after_answer(call, tried, response)
                 if pause is None:
                     raise problem(response)

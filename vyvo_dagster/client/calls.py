@@ -1,5 +1,6 @@
 """Every call of the api as a value: what is sent, and how its answer is read. No I/O."""
 
+import json
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,6 +8,7 @@ from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 from uuid import UUID
 
+import httpx
 from pydantic import BaseModel
 
 from vyvo_dagster.client.models import (
@@ -22,6 +24,7 @@ from vyvo_dagster.client.models import (
     Version,
 )
 from vyvo_dagster.domain.job import JobState, Priority
+from vyvo_dagster.errors import Unavailable
 
 __all__ = ["Call", "Id", "JobSpec", "Json", "Stream"]
 
@@ -37,7 +40,7 @@ class Call(Generic[T_co]):
     method: str
     path: str
     read: Callable[[Any], T_co]
-    json: Json | None = None
+    body: Json | None = None
     params: Mapping[str, str | int] = field(default_factory=dict[str, str | int])
     key: str | None = None
     """Idempotency-Key."""
@@ -56,6 +59,16 @@ class Call(Generic[T_co]):
     def headers(self) -> dict[str, str]:
         """What is sent beside the credential."""
         return {} if self.key is None else {"Idempotency-Key": self.key}
+
+    def answer(self, response: httpx.Response) -> T_co:
+        """What a response below 400 says; Unavailable where another server than the api gave it."""
+        try:
+            return self.read(json.loads(response.content) if response.content else None)
+        except (ValueError, KeyError, TypeError) as error:
+            raise Unavailable(
+                f"{response.url.host}:{response.url.port} answers {self.method} {self.path}"
+                " with something else than this api does; is the URL right?"
+            ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,9 +195,9 @@ def assign(node_id: Id, model_id: str, version_id: Id, key: str | None) -> Call[
     return Call("POST", f"/api/nodes/{_id(node_id)}/assign", _read(Assignment), body, key=_key(key))
 
 
-def anything(method: str, path: str, json: Json | None, params: Mapping[str, str | int] | None,
+def anything(method: str, path: str, body: Json | None, params: Mapping[str, str | int] | None,
              key: str | None) -> Call[Any]:  # fmt: skip
     def read(answer: Any) -> Any:
         return answer
 
-    return Call(method.upper(), path, read, json, params or {}, key)
+    return Call(method.upper(), path, read, body, params or {}, key)

@@ -27,6 +27,7 @@ from vyvo_dagster.agent.join import CredentialFile, Session, join
 from vyvo_dagster.agent.nvml import Nvml
 from vyvo_dagster.agent.orders import Orders
 from vyvo_dagster.agent.reconcile import NodePreparation, Reconciler
+from vyvo_dagster.agent.reports import Reports
 from vyvo_dagster.agent.runners.base import Launcher
 from vyvo_dagster.agent.runners.container import ContainerLauncher
 from vyvo_dagster.agent.runners.engine import Engine, connect
@@ -34,6 +35,7 @@ from vyvo_dagster.agent.runners.noop import NoopLauncher
 from vyvo_dagster.agent.runners.process import ProcessLauncher
 from vyvo_dagster.agent.uploads import Uploader
 from vyvo_dagster.agent.weights import WeightsCache
+from vyvo_dagster.concurrency import cancel_all
 from vyvo_dagster.errors import Conflict
 from vyvo_dagster.objects import ObjectStore
 from vyvo_dagster.protocol.node import Capabilities, Heartbeat, HeartbeatAnswer, Register, S3Access
@@ -99,7 +101,8 @@ class Agent:
                     asyncio.TaskGroup() as group,
                 ):
                     gpus = GpuBooking(capabilities.gpus)
-                    host = _Host(control_plane, group, engine, nvml, capabilities, gpus)
+                    reports = Reports(control_plane)
+                    host = _Host(control_plane, reports, group, engine, nvml, capabilities, gpus)
                     failure = await self._until(stop, host)
             finally:
                 self._transfers.shutdown(wait=False, cancel_futures=True)
@@ -112,6 +115,7 @@ class Agent:
     async def _until(self, stop: asyncio.Event, host: "_Host") -> BaseException | None:
         """Serve until the stop or until sessions cannot go on; return why they cannot."""
         sessions = asyncio.create_task(self._sessions(host))
+        reporting = host.group.create_task(host.reports.run(), name="reports")
         stopping = asyncio.create_task(stop.wait())
         try:
             await asyncio.wait({sessions, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -120,6 +124,7 @@ class Agent:
             sessions.cancel()
             await asyncio.wait({sessions})
             await self._leave()
+            await cancel_all([reporting])
         return None if sessions.cancelled() else sessions.exception()
 
     async def _sessions(self, host: "_Host") -> None:
@@ -144,11 +149,12 @@ class Agent:
 
     async def _serve(self, session: Session, host: "_Host") -> str:
         """One session, until its boot is refused; return why."""
+        host.reports.node_id = session.node_id
         reconciler = await self._reconcilers(session, host)
         store = ObjectStore(_s3(session.s3), artifact_ttl_seconds=session.artifact_ttl_seconds)
         preparation = NodePreparation(session, store, self._cache, reconciler.env_files, host.gpus)
         node = AttemptNode(
-            control_plane=host.control_plane,
+            reports=host.reports,
             uploader=Uploader(store, session.artifact_ttl_seconds, self._transfers),
             find=reconciler.find,
         )
@@ -219,6 +225,7 @@ class _Host:
     """What stays the same over the agent's sessions."""
 
     control_plane: ControlPlane
+    reports: Reports
     group: asyncio.TaskGroup
     engine: Engine | None
     nvml: Nvml

@@ -1,6 +1,7 @@
 """One attempt of a job on this node, from its order to its report."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -13,10 +14,11 @@ from pydantic import ValidationError
 
 from vyvo_dagster.agent.assignment import Assignment
 from vyvo_dagster.agent.cog_client import Prediction, PredictionStatus
-from vyvo_dagster.agent.control_plane import ControlPlane
 from vyvo_dagster.agent.progress import ProgressReporter
+from vyvo_dagster.agent.reports import Reports
 from vyvo_dagster.agent.serving import Loaded, NotServing
 from vyvo_dagster.agent.uploads import Uploader, clean
+from vyvo_dagster.concurrency import cancel_all
 from vyvo_dagster.domain.artifact import artifacts_in
 from vyvo_dagster.domain.job import prediction_id
 from vyvo_dagster.errors import RunnerFailed, Unavailable, VyvoError
@@ -29,8 +31,6 @@ _log = logging.getLogger(__name__)
 _GRACE: Final = 10.0
 _LEAVING_GRACE: Final = 2.5
 _SETTLE_SECONDS: Final = 2.5
-_LAST_WORDS: Final = 3.0
-_LEAVING_WORDS: Final = 0.5
 _UPLOAD_TRIES: Final = 4
 _MESSAGE_CHARS: Final = 8000
 
@@ -52,19 +52,23 @@ class AttemptNode:
     `find` waits a little for an assignment that is not known yet.
     """
 
-    control_plane: ControlPlane
+    reports: Reports
     uploader: Uploader
     find: Callable[[UUID], Awaitable[Assignment | None]]
 
 
 class Attempt:
-    """Runs one order; `outcome` is what is to be reported."""
+    """Runs one order; `outcome` is what is to be reported.
+
+    It is one task. What ends it early cuts that task's scope, after the time that it is given.
+    """
 
     def __init__(self, order: RunOrder, node: AttemptNode) -> None:
         self.order = order
         self.reason: StopReason | None = None
         self._node = node
-        self._stop = asyncio.Event()
+        self._scope: asyncio.Timeout | None = None
+        self._winding_down: asyncio.Task[None] | None = None
         self._loaded: Loaded | None = None
         self._uploading = False
         self._prediction_id = prediction_id(str(order.job_id), order.attempt)
@@ -75,48 +79,49 @@ class Attempt:
         """Ask for its end. Being fenced outweighs, otherwise the first reason holds."""
         if self.reason is None or reason is StopReason.FENCED:
             self.reason = reason
-        self._stop.set()
+        if self._scope is not None and self._winding_down is None:
+            self._winding_down = asyncio.create_task(self._wind_down(self._scope))
 
     async def outcome(self) -> CompletionReport | None:
         """Run to the end; None when nothing is to be reported."""
-        work = asyncio.create_task(self._work())
-        stop = asyncio.create_task(self._stop.wait())
+        report: CompletionReport | None = None
         try:
-            await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                await self._wind_down(work)
+            if self.reason is None:
+                async with asyncio.timeout(None) as self._scope:
+                    report = await self._work()
+        except TimeoutError:
+            # Cut: `_work` lets no other error out.
+            report = None
         finally:
-            stop.cancel()
-            work.cancel()
-            await asyncio.wait({work})
+            self._scope = None
+            if self._winding_down is not None:
+                await cancel_all([self._winding_down])
         if self.reason is StopReason.FENCED:
             return None
-        if work.cancelled():
-            return self._stopped()
-        report = work.result()
         # What was asked to end and yet succeeded has succeeded; all else ended as it was asked to.
-        ended_well = self.reason is None or report.status is AttemptStatus.SUCCEEDED
-        return report if ended_well else self._stopped()
+        ended_well = self.reason is None or (
+            report is not None and report.status is AttemptStatus.SUCCEEDED
+        )
+        return report if ended_well and report is not None else self._stopped()
 
-    async def _wind_down(self, work: "asyncio.Task[CompletionReport]") -> None:
-        """Cancel on the runner, give it time, then kill the runner."""
+    async def _wind_down(self, scope: asyncio.Timeout) -> None:
+        """Cancel on the runner, give it time, kill the runner, and cut."""
         leaving = self.reason is StopReason.LEAVING
         grace = _LEAVING_GRACE if leaving else _GRACE
         loaded = self._loaded
-        if loaded is None:
-            if self._uploading:
-                await asyncio.wait({work}, timeout=grace)
-            return
-        try:
-            await loaded.client.cancel(self._prediction_id)
-        except Unavailable as error:
-            _log.debug("job %s: %s", self.order.job_id, error.detail)
-        await asyncio.wait({work}, timeout=grace)
-        if self._loaded is not None and not leaving:
+        if loaded is not None:
+            try:
+                await loaded.client.cancel(self._prediction_id)
+            except Unavailable as error:
+                _log.debug("job %s: %s", self.order.job_id, error.detail)
+        if loaded is not None or self._uploading:
+            await asyncio.sleep(grace)
+        if loaded is not None and self._loaded is not None and not leaving:
             _log.warning(
                 "job %s does not heed its cancellation: killing its runner", self.order.job_id
             )
             loaded.kill(f"killed: a canceled prediction did not end within {grace:.0f} s")
+        _cut(scope)
 
     async def _work(self) -> CompletionReport:
         try:
@@ -138,31 +143,28 @@ class Attempt:
     async def _predicted(self, assignment: Assignment) -> Prediction:
         order = self.order
         reporter = ProgressReporter(
-            self._node.control_plane,
+            self._node.reports,
             order.job_id,
             order.attempt,
             lambda: self.stop(StopReason.FENCED),
+            lambda: self.stop(StopReason.CANCELED),
         )
-        reports: asyncio.Task[None] | None = None
         try:
             async with assignment.slot() as loaded:
                 self._mark("wait", self._taken)
                 began = time.monotonic()
                 self._loaded = loaded
-                reports = asyncio.create_task(reporter.run())
+                reporter.start()
                 try:
                     return await self._followed(loaded, reporter)
                 finally:
                     self._loaded = None
                     self._mark("predict", began)
         finally:
-            # Not in the slot: the next prediction need not wait for this one's last words.
-            if reports is not None and self.reason is not StopReason.FENCED:
-                await reporter.finish(
-                    reports, _LAST_WORDS if self.reason is None else _LEAVING_WORDS
-                )
-            elif reports is not None:
-                reports.cancel()
+            if self.reason is StopReason.FENCED:
+                reporter.abandon()
+            else:
+                reporter.finish()
 
     async def _followed(self, loaded: Loaded, reporter: ProgressReporter) -> Prediction:
         """The prediction's end, or the runner's."""
@@ -174,29 +176,26 @@ class Attempt:
         }
         if order.traceparent is not None:
             context["traceparent"] = order.traceparent
-        prediction = asyncio.create_task(
-            loaded.client.predict(
-                self._prediction_id,
-                order.input,
-                reporter,
-                context=context,
-                traceparent=order.traceparent,
-            )
-        )
-        gone = asyncio.create_task(loaded.gone.wait())
         try:
-            await asyncio.wait({prediction, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if prediction.done() and prediction.exception() is None:
-                return prediction.result()
+            async with asyncio.timeout(None) as scope:
+                with loaded.watched(lambda: _cut(scope)):
+                    return await loaded.client.predict(
+                        self._prediction_id,
+                        order.input,
+                        reporter,
+                        context=context,
+                        traceparent=order.traceparent,
+                    )
+        except TimeoutError:
+            raise loaded.gone_error() from None
+        except VyvoError:
             # A stream breaks a moment before the runner is seen to have ended.
-            await asyncio.wait({gone}, timeout=_SETTLE_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_SETTLE_SECONDS):
+                    await loaded.gone.wait()
             if loaded.gone.is_set():
-                raise loaded.gone_error()
-            return prediction.result()
-        finally:
-            gone.cancel()
-            prediction.cancel()
-            await asyncio.wait({prediction})
+                raise loaded.gone_error() from None
+            raise
 
     async def _reported(self, prediction: Prediction) -> CompletionReport:
         if prediction.status is not PredictionStatus.SUCCEEDED:
@@ -255,3 +254,9 @@ class Attempt:
 
     def _mark(self, phase: str, since: float) -> None:
         self._timings[phase] = round(time.monotonic() - since, 6)
+
+
+def _cut(scope: asyncio.Timeout) -> None:
+    """End the scope now; one that is over stays over."""
+    with contextlib.suppress(RuntimeError):
+        scope.reschedule(asyncio.get_running_loop().time())

@@ -8,12 +8,13 @@ from typing import Any, Final
 from uuid import UUID
 
 from vyvo_dagster.agent.attempt import Attempt, AttemptNode, StopReason
-from vyvo_dagster.errors import Conflict, InvalidInput, NotFound, VyvoError
+from vyvo_dagster.errors import Conflict, InvalidInput, InvalidReport, NotFound, VyvoError
 from vyvo_dagster.protocol.job import (
     AttemptStatus,
     CancelOrder,
     CompletionReport,
     JobError,
+    ReportItem,
     RunOrder,
 )
 from vyvo_dagster.protocol.node import AttemptRef
@@ -44,6 +45,7 @@ class Attempts:
         self._group = group
         self._changed = changed
         self._held: dict[_Key, Attempt] = {}
+        self._newest: dict[UUID, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._ended: OrderedDict[_Key, None] = OrderedDict()
 
@@ -56,13 +58,14 @@ class Attempts:
         ]
 
     def take(self, order: RunOrder) -> None:
-        """Run an order; one that is held or has ended here already is not run twice."""
+        """Run an order, unless it or a newer one of its job is held or has ended here already."""
         key = (order.job_id, order.attempt)
-        if key in self._held or key in self._ended:
+        newest = self._newest.get(order.job_id, 0)
+        if key in self._held or key in self._ended or order.attempt < newest:
             return
-        for (job_id, number), attempt in self._held.items():
-            if job_id == order.job_id and number < order.attempt:
-                attempt.stop(StopReason.FENCED)
+        if older := self._held.get((order.job_id, newest)):
+            older.stop(StopReason.FENCED)
+        self._newest[order.job_id] = order.attempt
         attempt = self._held[key] = Attempt(order, self._node)
         self._own(self._run(key, attempt), f"attempt {order.job_id}-{order.attempt}")
 
@@ -110,6 +113,8 @@ class Attempts:
         finally:
             self._remember(key)
             del self._held[key]
+            if self._newest.get(key[0]) == key[1]:
+                del self._newest[key[0]]
 
     async def _complete(
         self, job_id: UUID, report: CompletionReport, attempt: Attempt | None
@@ -118,12 +123,13 @@ class Attempts:
         delay, broken = _FIRST_DELAY, 0
         while attempt is None or attempt.reason is not StopReason.FENCED:
             try:
-                await self._node.control_plane.complete(job_id, report)
+                await self._node.reports.send(ReportItem(job_id=job_id, completion=report))
             except (Conflict, NotFound) as error:
                 _log.info("job %s attempt %d: %s", job_id, report.attempt, error.detail)
                 return
             except InvalidInput as error:
-                if report.status is not AttemptStatus.SUCCEEDED:
+                taken_as_failed = isinstance(error, InvalidReport)
+                if taken_as_failed or report.status is not AttemptStatus.SUCCEEDED:
                     _log.error("job %s: the api refuses the report: %s", job_id, error.detail)
                     return
                 report = _refused(report, error.detail)

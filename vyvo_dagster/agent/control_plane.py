@@ -1,6 +1,6 @@
 """The agent's HTTP client to the control plane; answers become values, problems become errors."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Self, TypeVar
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -12,16 +12,22 @@ from vyvo_dagster.errors import (
     Conflict,
     Forbidden,
     InvalidInput,
+    InvalidReport,
     NotFound,
     StaleAttempt,
     Unauthenticated,
     Unavailable,
     VyvoError,
 )
-from vyvo_dagster.protocol.job import CompletionReport, ProgressReport
+from vyvo_dagster.protocol.job import (
+    CompletionReport,
+    ProgressReport,
+    ReportBatchAnswer,
+    ReportResult,
+)
 from vyvo_dagster.protocol.node import Heartbeat, HeartbeatAnswer, Register, RegisterAnswer
 
-__all__ = ["ControlPlane"]
+__all__ = ["ControlPlane", "problem_error"]
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -33,9 +39,15 @@ _ERRORS: Final[Mapping[int, type[VyvoError]]] = {
     401: Unauthenticated,
     403: Forbidden,
     404: NotFound,
+    # A route that an older api does not have.
+    405: NotFound,
     409: Conflict,
     413: InvalidInput,
     422: InvalidInput,
+}
+# Codes that are told apart within their status.
+_BY_CODE: Final[Mapping[str, type[VyvoError]]] = {
+    kind.code: kind for kind in (StaleAttempt, InvalidReport)
 }
 
 
@@ -86,6 +98,16 @@ class ControlPlane:
         )
         return _parsed(HeartbeatAnswer, answer)
 
+    async def report(self, node_id: UUID, items: Sequence[bytes]) -> list[ReportResult]:
+        """Report many attempts at a time; `items` are JSON texts of `ReportItem`."""
+        content = b'{"items":[' + b",".join(items) + b"]}"
+        path = f"/api/nodes/{node_id}/reports"
+        answer = await self._post(path, content, self.credential)
+        results = _parsed(ReportBatchAnswer, answer).results
+        if len(results) != len(items):
+            raise Unavailable(f"{self.url} answered {len(results)} of {len(items)} reports")
+        return results
+
     async def progress(self, job_id: UUID, report: ProgressReport) -> None:
         """Report an attempt's start, progress or log lines."""
         await self._post(f"/api/jobs/{job_id}/progress", report, self.credential)
@@ -95,7 +117,7 @@ class ControlPlane:
         await self._post(f"/api/jobs/{job_id}/complete", report, self.credential)
 
     async def _post(
-        self, path: str, body: BaseModel, token: str | None, *, seconds: float | None = None
+        self, path: str, body: BaseModel | bytes, token: str | None, *, seconds: float | None = None
     ) -> httpx.Response:
         headers = {"Content-Type": "application/json"}
         if token is not None:
@@ -103,7 +125,7 @@ class ControlPlane:
         try:
             answer = await self._http.post(
                 path,
-                content=body.model_dump_json(),
+                content=body if isinstance(body, bytes) else body.model_dump_json(),
                 headers=headers,
                 timeout=_TIMEOUT if seconds is None else seconds,
             )
@@ -121,9 +143,17 @@ class ControlPlane:
         detail = str(problem.get("detail") or problem.get("title") or f"HTTP {status}")[:2000]
         if status in _TRANSIENT or answer.is_redirect:
             return Unavailable(f"the api at {self.url} answered {status}: {detail}")
-        if status == StaleAttempt.status and problem.get("code") == StaleAttempt.code:
-            return StaleAttempt(detail)
-        return _ERRORS.get(status, VyvoError)(detail)
+        return problem_error(status, str(problem.get("code")), detail)
+
+
+def problem_error(status: int, code: str, detail: str) -> VyvoError:
+    """The error that a problem tells of."""
+    if status in _TRANSIENT:
+        return Unavailable(detail)
+    kind = _BY_CODE.get(code)
+    if kind is not None and kind.status == status:
+        return kind(detail)
+    return _ERRORS.get(status, VyvoError)(detail)
 
 
 def _members(answer: httpx.Response) -> Mapping[str, Any]:

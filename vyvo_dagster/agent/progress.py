@@ -1,16 +1,15 @@
 """Reports of one attempt under way: started, progress, log lines; coalesced."""
 
 import asyncio
-import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable
 from typing import Final
 from uuid import UUID
 
-from vyvo_dagster.agent.control_plane import ControlPlane
-from vyvo_dagster.errors import Conflict, NotFound, StaleAttempt, VyvoError
-from vyvo_dagster.protocol.job import ProgressReport
+from vyvo_dagster.agent.reports import Answer, Reports
+from vyvo_dagster.errors import NotFound, StaleAttempt, VyvoError
+from vyvo_dagster.protocol.job import ProgressReport, ReportItem
 
 __all__ = ["ProgressReporter"]
 
@@ -23,29 +22,41 @@ _LINE_CHARS: Final = 16000
 
 
 class ProgressReporter:
-    """Tells the control plane of one attempt, at most once per 200 ms.
+    """Tells the control plane of one attempt, at most once per 200 ms, one report at a time.
 
-    A report that is lost is not repeated: the next one says more. Log lines stay until they are
-    delivered; when they come faster than they go, the oldest are dropped and that is said.
+    What comes meanwhile goes with the next. Log lines that come faster than they go are kept up to
+    a bound; then the oldest are dropped and that is said.
 
     Args:
-        control_plane: whom to tell.
+        reports: the way to the control plane.
         job_id, attempt: of what.
         stale: called when the attempt is no longer this node's.
+        canceled: called when the control plane says that its cancel was asked for.
     """
 
     def __init__(
-        self, control_plane: ControlPlane, job_id: UUID, attempt: int, stale: Callable[[], None]
+        self,
+        reports: Reports,
+        job_id: UUID,
+        attempt: int,
+        stale: Callable[[], None],
+        canceled: Callable[[], None],
     ) -> None:
-        self._control_plane = control_plane
+        self._reports = reports
         self._job_id = job_id
         self._attempt = attempt
         self._stale = stale
+        self._canceled = canceled
         self._fraction: float | None = None
         self._lines: deque[str] = deque()
         self._dropped = 0
-        self._dirty = asyncio.Event()
-        self._last = asyncio.Event()
+        self._on_its_way = False
+        self._ended = False
+        self._pause: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Report the start."""
+        self._put(ProgressReport(attempt=self._attempt))
 
     def on_started(self) -> None:
         """The runner took the prediction; the first report has said so."""
@@ -53,7 +64,7 @@ class ProgressReporter:
     def on_progress(self, fraction: float) -> None:
         """Note how far the prediction is, 0 to 1."""
         self._fraction = fraction
-        self._dirty.set()
+        self._report()
 
     def on_log(self, text: str) -> None:
         """Note lines that the predictor wrote."""
@@ -62,56 +73,54 @@ class ProgressReporter:
                 self._lines.popleft()
                 self._dropped += 1
             self._lines.append(line[:_LINE_CHARS])
-        self._dirty.set()
+        self._report()
 
-    async def run(self) -> None:
-        """Report the start at once, then what comes, until `finish`."""
-        await self._report()
-        while not self._last.is_set():
-            await self._dirty.wait()
-            if not self._last.is_set():
-                await self._report()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_INTERVAL):
-                        await self._last.wait()
+    def finish(self) -> None:
+        """Report what is left. What ends the attempt goes the same way, behind it."""
+        self._ended = True
+        self.abandon()
         while self._lines or self._fraction is not None:
-            if not await self._report():
-                return
+            self._put(self._rest())
 
-    async def finish(self, task: asyncio.Task[None], seconds: float) -> None:
-        """Have `task`, which is `run`, deliver what is left, for at most `seconds`."""
-        self._last.set()
-        self._dirty.set()
-        try:
-            await asyncio.wait({task}, timeout=seconds)
-        finally:
-            task.cancel()
+    def abandon(self) -> None:
+        """Report nothing more by itself."""
+        self._ended = True
+        if self._pause is not None:
+            self._pause.cancel()
 
-    async def _report(self) -> bool:
-        self._dirty.clear()
+    def _report(self) -> None:
+        """Report what there is, unless a report is under way or went just now."""
+        if self._on_its_way or self._pause is not None or self._ended:
+            return
+        if self._lines or self._fraction is not None:
+            self._put(self._rest())
+            self._pause = asyncio.get_running_loop().call_later(_INTERVAL, self._paused)
+
+    def _paused(self) -> None:
+        self._pause = None
+        self._report()
+
+    def _rest(self) -> ProgressReport:
         count = min(len(self._lines), _LINES_PER_REPORT)
-        lines = [self._lines[i] for i in range(count)]
+        lines = [self._lines.popleft() for _ in range(count)]
         if self._dropped:
             lines.insert(0, f"[{self._dropped} lines were dropped]")
-        fraction, dropped = self._fraction, self._dropped
-        self._fraction = None
-        report = ProgressReport(attempt=self._attempt, fraction=fraction, logs=lines)
-        try:
-            await self._control_plane.progress(self._job_id, report)
-        except (StaleAttempt, NotFound) as error:
-            _log.debug("job %s attempt %d: %s", self._job_id, self._attempt, error.detail)
-            self._stale()
-            return False
-        except Conflict as error:
-            _log.debug("job %s attempt %d: %s", self._job_id, self._attempt, error.detail)
-            return False
-        except VyvoError as error:
-            _log.debug("job %s attempt %d: %s", self._job_id, self._attempt, error.detail)
-            if self._fraction is None:
-                self._fraction = fraction
-            return False
-        # New lines may have pushed out some of those just delivered.
-        for _ in range(max(count - (self._dropped - dropped), 0)):
-            self._lines.popleft()
-        self._dropped -= dropped
-        return True
+            self._dropped = 0
+        fraction, self._fraction = self._fraction, None
+        return ProgressReport(attempt=self._attempt, fraction=fraction, logs=lines)
+
+    def _put(self, report: ProgressReport) -> None:
+        self._on_its_way = True
+        answer = self._reports.put(ReportItem(job_id=self._job_id, progress=report))
+        answer.add_done_callback(self._answered)
+
+    def _answered(self, future: asyncio.Future[Answer]) -> None:
+        self._on_its_way = False
+        answer = future.result()
+        if isinstance(answer, VyvoError):
+            _log.debug("job %s attempt %d: %s", self._job_id, self._attempt, answer.detail)
+            if isinstance(answer, StaleAttempt | NotFound):
+                self._stale()
+        elif answer.cancel_requested:
+            self._canceled()
+        self._report()

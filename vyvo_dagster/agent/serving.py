@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -52,6 +53,24 @@ class Loaded:
     ordered: bool = False
     """This agent ended it, for another prediction's sake or with its assignment."""
     killed: asyncio.Event = field(default_factory=asyncio.Event)
+    _watchers: set[Callable[[], None]] = field(default_factory=set[Callable[[], None]])
+
+    @contextmanager
+    def watched(self, on_gone: Callable[[], None]) -> Generator[None]:
+        """Have `on_gone` called if it stops serving while the block runs, or does not serve now."""
+        self._watchers.add(on_gone)
+        try:
+            if self.gone.is_set():
+                on_gone()
+            yield
+        finally:
+            self._watchers.discard(on_gone)
+
+    def end(self) -> None:
+        """It serves no longer."""
+        self.gone.set()
+        for on_gone in tuple(self._watchers):
+            on_gone()
 
     def kill(self, reason: str) -> None:
         """End it at once; a repeat changes nothing."""
@@ -135,7 +154,7 @@ async def _watched_through(
     else:
         loaded.reason = loaded.reason if loaded.ordered else reason
     finally:
-        loaded.gone.set()
+        loaded.end()
     served = time.monotonic() - since
     if loaded.ordered:
         return Ended(loaded.reason, served, ordered=True)

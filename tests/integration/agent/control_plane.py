@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -13,7 +13,16 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
-from vyvo_dagster.protocol.job import CompletionReport, OrderKind, ProgressReport
+from vyvo_dagster.protocol.job import (
+    CompletionReport,
+    ItemProblem,
+    OrderKind,
+    ProgressReport,
+    ReportBatch,
+    ReportBatchAnswer,
+    ReportItem,
+    ReportResult,
+)
 from vyvo_dagster.protocol.node import (
     AttemptRef,
     DesiredAssignment,
@@ -49,7 +58,13 @@ class ControlPlane:
             "heartbeat": deque(),
             "progress": deque(),
             "complete": deque(),
+            "reports": deque(),
         }
+        self.told: defaultdict[UUID, list[str]] = defaultdict(list)
+        self.batches: list[int] = []
+        self.takes_batches = True
+        self.largest_batch = 256
+        self.cancel_requested: set[UUID] = set()
         self.changed = asyncio.Event()
 
     async def order(self, kind: OrderKind, body: Any = None) -> None:
@@ -95,6 +110,48 @@ class ControlPlane:
         status, code = self.refusals[call].popleft()
         return JSONResponse({"detail": f"refused as {code}", "code": code}, status)
 
+    def _take(self, item: Any) -> ReportResult:
+        assert isinstance(item, ReportItem)
+        call = "progress" if item.completion is None else "complete"
+        self.changed.set()
+        if self.refusals[call]:
+            status, code = self.refusals[call].popleft()
+            problem = ItemProblem(status=status, code=code, detail=f"refused as {code}")
+            return ReportResult(problem=problem)
+        self.told[item.job_id].append(call)
+        if item.completion is not None:
+            self.completions.append((item.job_id, item.completion))
+        elif item.progress is not None:
+            self.progress.append((item.job_id, item.progress))
+        return ReportResult(cancel_requested=item.job_id in self.cancel_requested)
+
+    def _take_reports(self, app: FastAPI) -> None:
+        @app.post("/api/nodes/{node_id}/reports")
+        async def reports(node_id: UUID, body: ReportBatch) -> Response:
+            if not self.takes_batches:
+                return JSONResponse({"detail": "Not Found", "code": "not_found"}, 404)
+            if refused := self._refused("reports"):
+                return refused
+            if len(body.items) > self.largest_batch:
+                return JSONResponse({"detail": "it broke", "code": "internal"}, 500)
+            self.batches.append(len(body.items))
+            answer = ReportBatchAnswer(results=[self._take(item) for item in body.items])
+            return Response(answer.model_dump_json(), media_type="application/json")
+
+        @app.post("/api/jobs/{job_id}/progress")
+        async def progress(job_id: UUID, body: ProgressReport) -> Response:
+            if refused := self._refused("progress"):
+                return refused
+            self.progress.append((job_id, body))
+            return Response(status_code=204)
+
+        @app.post("/api/jobs/{job_id}/complete")
+        async def complete(job_id: UUID, body: CompletionReport) -> Response:
+            if refused := self._refused("complete"):
+                return refused
+            self.completions.append((job_id, body))
+            return JSONResponse({})
+
     def app(self) -> FastAPI:
         app = FastAPI()
 
@@ -136,20 +193,7 @@ class ControlPlane:
             )
             return Response(answer.model_dump_json(), media_type="application/json")
 
-        @app.post("/api/jobs/{job_id}/progress")
-        async def progress(job_id: UUID, body: ProgressReport) -> Response:
-            if refused := self._refused("progress"):
-                return refused
-            self.progress.append((job_id, body))
-            return Response(status_code=204)
-
-        @app.post("/api/jobs/{job_id}/complete")
-        async def complete(job_id: UUID, body: CompletionReport) -> Response:
-            if refused := self._refused("complete"):
-                return refused
-            self.completions.append((job_id, body))
-            return JSONResponse({})
-
+        self._take_reports(app)
         return app
 
     @asynccontextmanager

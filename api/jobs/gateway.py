@@ -106,9 +106,10 @@ class Gateway:
         """
         if not written or time.monotonic() < self._paused_until:
             return
+        now = int(time.time() * 1000)
         told = [
             Announced(
-                w.prepared.job.stream, str(w.prepared.job.id), w.prepared.job.tenant,
+                w.prepared.job.stream, str(w.prepared.job.id), now,
                 JobEventKind.QUEUED, w.answer.model_dump_json(exclude={"job_id"}),
             )
             for w in written

@@ -119,7 +119,10 @@ async def _prepare(
             version_id=served.version.id, version=served.version.version,
             priority=each.priority, input=each.input,
             max_attempts=context.settings.max_attempts, expires_at=now + wait,
-            traceparent=traceparent, stream=keys.jobs(each.model_id, each.priority),
+            traceparent=traceparent,
+            stream=keys.jobs(
+                each.model_id, served.version.version, each.priority, principal.tenant
+            ),
         )  # fmt: skip
         prepared.append(
             Prepared(job, served.ready_nodes, served.mean_seconds, wait.total_seconds())

@@ -16,16 +16,16 @@ from redis.exceptions import RedisError
 
 from vyvo_dagster.dispatch.board import Board
 from vyvo_dagster.domain.fairness import in_order
-from vyvo_dagster.domain.job import JobEventKind, Priority
+from vyvo_dagster.domain.job import JobEventKind
 from vyvo_dagster.domain.placement import Candidate, choose
 from vyvo_dagster.errors import Unavailable
 from vyvo_dagster.protocol.job import OrderKind, RunOrder
 from vyvo_dagster.store.attempts import Dispatch
 from vyvo_dagster.store.database import Database, Store
 from vyvo_dagster.store.records import Job
-from vyvo_dagster.streams import events, keys
+from vyvo_dagster.streams import events, keys, queues
 from vyvo_dagster.streams.client import AsyncRedis
-from vyvo_dagster.streams.entries import Entry, acknowledge, read_new, take_over
+from vyvo_dagster.streams.entries import Entry
 
 __all__ = ["Dispatcher"]
 
@@ -124,30 +124,17 @@ class Dispatcher:
     async def _read(self, slots: dict[str, int]) -> list[Entry]:
         """New entries of the models that have a free slot."""
         wanted: list[tuple[str, int]] = []
-        for model, free in slots.items():
+        for waiting in await queues.survey(self._redis):
+            model = waiting.queue.model_id
+            free = slots.get(model, 0)
             room = free * _READ_AHEAD - len(self._held.get(model, ()))
             if free and room > 0:
-                wanted += [(keys.jobs(model, priority), room) for priority in Priority]
-        found: list[Entry] = []
-        for stream, count in wanted:
-            found += await read_new(
-                self._redis, keys.GROUP_ORCHESTRATOR, self._consumer, stream, count
-            )
-        return found
+                wanted.append((waiting.queue.stream, room))
+        return await queues.claim(self._redis, self._consumer, wanted)
 
     async def _take_over(self) -> None:
         """Hold the entries of orchestrators that are gone."""
-        found: list[Entry] = []
-        for model in self._board.models:
-            for priority in Priority:
-                found += await take_over(
-                    self._redis,
-                    keys.GROUP_ORCHESTRATOR,
-                    self._consumer,
-                    keys.jobs(model, priority),
-                    _TAKE_OVER_MS,
-                    256,
-                )
+        found = await queues.take_over(self._redis, self._consumer, _TAKE_OVER_MS, 256)
         if found:
             async with self._database.transaction() as store:
                 await self._hold(store, found)
@@ -171,7 +158,7 @@ class Dispatcher:
                     stale.append(entry)
                 else:
                     held[job.id] = Held(entry, job)
-            await acknowledge(self._redis, keys.GROUP_ORCHESTRATOR, stale)
+            await queues.acknowledge(self._redis, stale)
 
     async def _place(
         self, store: Store, candidates: dict[UUID, list[Candidate]], slots: dict[str, int]
@@ -233,4 +220,4 @@ class Dispatcher:
                     {"kind": OrderKind.RUN.value, "body": order.model_dump_json()},
                 )
             await pipe.execute()
-        await acknowledge(self._redis, keys.GROUP_ORCHESTRATOR, [held.entry for held in placed])
+        await queues.acknowledge(self._redis, [held.entry for held in placed])

@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 
 from vyvo_dagster.errors import Unavailable
 from vyvo_dagster.store.database import Database
-from vyvo_dagster.streams import keys
+from vyvo_dagster.streams import keys, queues
 from vyvo_dagster.streams.client import AsyncRedis
 
 __all__ = ["Relay"]
@@ -62,10 +62,16 @@ class Relay:
         """Write one batch; returns how many entries it had."""
         async with self._database.transaction() as store:
             entries = await store.outbox.take(_BATCH)
+            waiting = [
+                (e.stream, e.fields["id"], e.fields["at"])
+                for e in entries
+                if keys.is_jobs(e.stream)
+            ]
+            await queues.enqueue(self._redis, waiting)
             if entries:
                 async with self._redis.pipeline(transaction=False) as pipe:
                     for entry in entries:
-                        pipe.xadd(entry.stream, {**entry.fields})
-                    pipe.publish(keys.WAKE, "relay")
+                        if not keys.is_jobs(entry.stream):
+                            pipe.xadd(entry.stream, {**entry.fields})
                     await pipe.execute()
         return len(entries)

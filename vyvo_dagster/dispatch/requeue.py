@@ -10,20 +10,20 @@ from typing import Any
 from vyvo_dagster.domain.job import JobEventKind, JobState, after_lost_attempt
 from vyvo_dagster.store.database import Store
 from vyvo_dagster.store.records import Job
-from vyvo_dagster.streams import events, keys
+from vyvo_dagster.streams import events, keys, queues
 from vyvo_dagster.streams.client import AsyncRedis
 
-__all__ = ["announce", "completion", "publish_job_changes", "requeue_lost"]
+__all__ = ["announce", "completion", "publish_job_changes", "requeue_lost", "stream_of"]
 
 
 async def announce(store: Store, job: Job) -> None:
     """Put a queued job's stream entry into the outbox."""
-    await store.outbox.add(keys.jobs(job.model_id, job.priority), entry_fields(job))
+    await store.outbox.add(stream_of(job), queues.entry_fields(job.id, job.created_at))
 
 
-def entry_fields(job: Job) -> dict[str, str]:
-    """The fields of a job's stream entry."""
-    return {"id": str(job.id), "tenant": job.tenant}
+def stream_of(job: Job) -> str:
+    """The queue that a job waits in."""
+    return keys.jobs(job.model_id, job.version, job.priority, job.tenant)
 
 
 async def requeue_lost(store: Store, job: Job, outcome: str, *, charged: bool) -> Job | None:

@@ -12,13 +12,13 @@ from uuid import UUID
 from redis.exceptions import RedisError
 from uuid_utils.compat import uuid7
 
-from vyvo_dagster.dispatch.requeue import entry_fields, publish_job_changes, requeue_lost
+from vyvo_dagster.dispatch.requeue import publish_job_changes, requeue_lost, stream_of
 from vyvo_dagster.domain.job import JobState
 from vyvo_dagster.domain.node import NodeEventKind, NodeState
 from vyvo_dagster.errors import Unavailable
 from vyvo_dagster.store.attempts import LOST
 from vyvo_dagster.store.database import Database
-from vyvo_dagster.streams import keys
+from vyvo_dagster.streams import keys, queues
 from vyvo_dagster.streams.client import AsyncRedis
 from vyvo_dagster.streams.entries import add_many
 
@@ -125,8 +125,9 @@ class Upkeep:
                 queued = await store.jobs.queued(last, _BATCH)
             if not queued:
                 break
-            await add_many(
-                self._redis, [(keys.jobs(j.model_id, j.priority), entry_fields(j)) for j in queued]
+            await queues.enqueue(
+                self._redis,
+                [(stream_of(j), j.id, int(j.created_at.timestamp() * 1000)) for j in queued],
             )
             count += len(queued)
             last = queued[-1].id
@@ -134,6 +135,5 @@ class Upkeep:
             builds = await store.builds.unlaunched(_BATCH)
         await add_many(self._redis, [(keys.BUILDS, {"id": str(id_)}) for id_ in builds])
         await self._redis.set(keys.EPOCH, "1")
-        await self._redis.publish(keys.WAKE, "rebuild")
         if count or builds:
             log.info("wrote the entries of %d jobs and %d builds again", count, len(builds))

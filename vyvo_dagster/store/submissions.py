@@ -54,7 +54,8 @@ with given as (
   returning id
 ), announced as (
   insert into outbox (stream, fields)
-  select g.stream, jsonb_build_object('id', cast(g.id as text), 'tenant', g.tenant)
+  select g.stream, jsonb_build_object('id', cast(g.id as text),
+    'at', cast(cast(extract(epoch from now()) * 1000 as bigint) as text))
   from given g join made on made.id = g.id
   order by g.n
   returning id, fields

@@ -12,21 +12,21 @@ from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
-from redis.asyncio.client import Pipeline
 from redis.exceptions import RedisError
 
 from vyvo_dagster.streams import keys
 from vyvo_dagster.streams.client import AsyncRedis
 from vyvo_dagster.streams.entries import entries_of
+from vyvo_dagster.streams.scripts import Batch, Script
 
 __all__ = [
     "REPLAY",
     "Event",
     "EventHub",
     "Subscription",
-    "add_event",
     "newer",
     "publish",
+    "publish_in",
     "publish_many",
     "replay",
 ]
@@ -37,14 +37,21 @@ _ALL_KEPT: Final = 10_000
 _TTL_MS: Final = 24 * 3600 * 1000
 _QUEUE: Final = 2048
 
-# KEYS: job stream, all-events stream. ARGV: kind, data, topic, kept, all kept, ttl in ms.
-_PUBLISH: Final = """
-local id = redis.call('XADD', KEYS[1], 'MAXLEN', ARGV[4], '*', 'kind', ARGV[1], 'data', ARGV[2])
-redis.call('PEXPIRE', KEYS[1], ARGV[6])
-redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[5], '*',
-  'kind', ARGV[1], 'data', ARGV[2], 'topic', ARGV[3], 'id', id)
-return id
-"""
+# KEYS: all-events stream, then the job's stream of each event.
+# ARGV: kept, all kept, ttl in ms, then topic, kind, data of each event.
+_PUBLISH: Final = Script("""
+local ids = {}
+for i = 2, #KEYS do
+  local a = 3 * i - 2
+  local id = redis.call('XADD', KEYS[i], 'MAXLEN', ARGV[1], '*',
+    'kind', ARGV[a + 1], 'data', ARGV[a + 2])
+  redis.call('PEXPIRE', KEYS[i], ARGV[3])
+  redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[2], '*',
+    'kind', ARGV[a + 1], 'data', ARGV[a + 2], 'topic', ARGV[a], 'id', id)
+  ids[#ids + 1] = id
+end
+return ids
+""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,20 +74,15 @@ def _parts(id: str) -> tuple[int, int]:
     return int(milliseconds), int(sequence or 0)
 
 
-def add_event(pipe: Pipeline, job_id: str, kind: str, data: str) -> None:
-    """Publish one event with what else goes through `pipe`; `data` is JSON."""
-    pipe.eval(
-        _PUBLISH,
-        2,
-        keys.job_events(job_id),
-        keys.ALL_EVENTS,
-        kind,
-        data,
-        job_id,
-        REPLAY,
-        _ALL_KEPT,
-        _TTL_MS,
-    )
+def publish_in(batch: Batch, events: Sequence[tuple[str, str, str]]) -> Batch:
+    """Add to a batch the publishing of (job id, kind, JSON data) events, in order."""
+    if events:
+        batch.add(
+            _PUBLISH,
+            [keys.ALL_EVENTS, *(keys.job_events(job_id) for job_id, _, _ in events)],
+            [REPLAY, _ALL_KEPT, _TTL_MS, *(value for event in events for value in event)],
+        )
+    return batch
 
 
 async def publish(redis: AsyncRedis, job_id: UUID | str, kind: str, data: Mapping[str, Any]) -> str:
@@ -94,10 +96,11 @@ async def publish_many(
     """Publish (job id, kind, data) events in order, in one round trip; returns their ids."""
     if not events:
         return []
-    async with redis.pipeline(transaction=False) as pipe:
-        for job_id, kind, data in events:
-            add_event(pipe, job_id, kind, json.dumps(data, separators=(",", ":")))
-        return [str(id_) for id_ in await pipe.execute()]
+    told = [
+        (job_id, kind, json.dumps(data, separators=(",", ":"))) for job_id, kind, data in events
+    ]
+    (ids,) = await publish_in(Batch(), told).execute(redis)
+    return [str(id_) for id_ in ids]
 
 
 async def replay(redis: AsyncRedis, job_id: UUID | str, after: str = "0-0") -> list[Event]:

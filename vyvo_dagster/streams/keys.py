@@ -15,10 +15,13 @@ __all__ = [
     "GROUP_AGENT",
     "GROUP_DAGSTER",
     "GROUP_ORCHESTRATOR",
+    "QUEUES",
     "WAKE",
     "build_log",
+    "is_jobs",
     "job_events",
     "jobs",
+    "jobs_parts",
     "node",
     "run_lease",
 ]
@@ -29,17 +32,41 @@ GROUP_DAGSTER: Final = "dagster"
 
 BUILDS: Final = "vyvo:builds"
 """Stream of builds to launch; fields: id."""
+QUEUES: Final = "vyvo:queues"
+"""Set of the streams of queued jobs that hold an entry, claimed or not."""
 WAKE: Final = "vyvo:wake"
 """Pub/sub channel: something that dispatch waits for may have changed."""
 ALL_EVENTS: Final = "vyvo:events"
 """Stream of all events, capped; one reader per api process feeds its SSE clients from it."""
-EPOCH: Final = "vyvo:epoch"
-"""Set while the streams hold what the rows say; missing after a flush, which asks for a rebuild."""
+EPOCH: Final = "vyvo:epoch:2"
+"""Set while the streams hold what the rows say; missing after a flush, which asks for a rebuild.
+
+The number is raised with a change of the streams' names or fields, which asks for one too."""
 
 
-def jobs(model_id: str, priority: Priority) -> str:
-    """Stream of queued jobs of one model and priority class; fields: id, tenant."""
-    return f"vyvo:jobs:{model_id}:{priority}"
+_JOBS: Final = "vyvo:jobs:"
+
+
+def jobs(model_id: str, version: str, priority: Priority, tenant: str) -> str:
+    """Stream of queued jobs of one version, priority class and tenant; fields: id, at (ms).
+
+    Written by `streams.queues` only, together with `QUEUES`. No part holds a colon: model ids and
+    versions cannot (`domain.model`), tenants cannot (they are made with API keys).
+    """
+    return f"{_JOBS}{model_id}:{version}:{priority}:{tenant}"
+
+
+def is_jobs(stream: str) -> bool:
+    """Whether a stream is one of queued jobs."""
+    return stream.startswith(_JOBS)
+
+
+def jobs_parts(stream: str) -> tuple[str, str, Priority, str]:
+    """Model id, version, priority and tenant of a stream that `jobs` named; else ValueError."""
+    if not is_jobs(stream):
+        raise ValueError(f"{stream!r} is no queue of jobs")
+    model_id, version, priority, tenant = stream.removeprefix(_JOBS).split(":")
+    return model_id, version, Priority(priority), tenant
 
 
 def node(node_id: UUID | str) -> str:

@@ -28,7 +28,7 @@ def prepared(version: Version, **input: Any) -> Prepared:
         id=uuid7(), tenant="admin", model_id=version.model_id, version_id=version.id,
         version=version.name, priority=Priority.STANDARD, input=input, max_attempts=3,
         expires_at=datetime.now(UTC) + timedelta(hours=1), traceparent=None,
-        stream=keys.jobs(version.model_id, Priority.STANDARD),
+        stream=keys.jobs(version.model_id, version.name, Priority.STANDARD, "admin"),
     )  # fmt: skip
     return Prepared(job, ready_nodes=0, mean_seconds=None, ttl_seconds=3600)
 

@@ -8,6 +8,7 @@ import pytest
 import sqlalchemy as sa
 from uuid_utils.compat import uuid7
 
+from vyvo_dagster.domain.job import Priority
 from vyvo_dagster.objects import ObjectStore
 from vyvo_dagster.store.database import Database
 from vyvo_dagster.streams import keys
@@ -132,7 +133,8 @@ async def test_from_submission_to_the_artifact(
     assert submitted["detail"] is None
     job_id = submitted["job_id"]
     async with connect(api.settings.redis_url) as redis:
-        entries = await redis.xread({keys.jobs(version.model_id, "standard"): "0"}, block=3000)  # type: ignore[arg-type]
+        queue = keys.jobs(version.model_id, version.name, Priority.STANDARD, "admin")
+        entries = await redis.xread({queue: "0"}, block=3000)
     assert entries
     job = await dispatch(database, job_id, agent, assignment_id)
     path = f"/api/jobs/{job_id}/progress"
@@ -262,7 +264,8 @@ async def test_the_priority_of_a_waiting_job(
     assert (answer.json()["priority"], answer.json()["queue_position"]) == ("interactive", 1)
     assert admin.get(f"/api/jobs/{first}").json()["queue_position"] == 2
     async with connect(api.settings.redis_url) as redis:
-        found = await redis.xread({f"vyvo:jobs:{version.model_id}:interactive": "0"}, block=3000)
+        queue = keys.jobs(version.model_id, version.name, Priority.INTERACTIVE, "admin")
+        found = await redis.xread({queue: "0"}, block=3000)
     assert found
     assignment_id = await load(admin, agent, version)
     await dispatch(database, first, agent, assignment_id)

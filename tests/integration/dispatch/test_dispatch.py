@@ -12,7 +12,7 @@ from vyvo_dagster.dispatch.main import orchestrate
 from vyvo_dagster.domain.job import JobState, Priority
 from vyvo_dagster.domain.node import NodeState
 from vyvo_dagster.store.reports import End
-from vyvo_dagster.streams import events, keys
+from vyvo_dagster.streams import events, keys, queues
 
 
 async def complete(world: World, job_id, attempt, node_id, state=JobState.SUCCEEDED):  # type: ignore[no-untyped-def]
@@ -39,8 +39,9 @@ async def test_a_job_reaches_its_node_with_one_fenced_attempt(world: World) -> N
     assert kinds == ["dispatched"]
     # The queue holds nothing any more: what is dispatched is acknowledged and deleted.
     async with asyncio.timeout(5):
-        while await world.redis.xlen(keys.jobs(world.model_id, Priority.STANDARD)):
+        while await world.redis.exists(keys.jobs(world.model_id, "1", Priority.STANDARD, "t")):
             await asyncio.sleep(0.01)
+    assert not any(q.model_id == world.model_id for q in await queues.names(world.redis))
 
     assert await complete(world, job_id, 1, uuid7()) is None  # another node
     assert await complete(world, job_id, 2, node_id) is None  # another attempt

@@ -53,6 +53,7 @@ def create_app(settings: Settings, s3: S3Settings | None = None) -> FastAPI:
         lifespan=lifespan, redirect_slashes=False,
     )  # fmt: skip
     routers = [n.router for n in (builds, models, nodes, jobs, artifacts, keys, events, health)]
+    routers.append(jobs.dead_letters_router)
     for router in routers:
         app.include_router(router)
     add_handlers(app)

@@ -11,7 +11,8 @@ from api.auth import IsNode, JobsRead, JobsWrite, own_node
 from api.context import Ctx
 from api.fields import Cursor, Limit, Listing, listing
 from api.idempotency import OnceDep
-from api.jobs import events, service, submission
+from api.jobs import dead_letters, events, service, submission
+from api.jobs.dead_letters import DeadLetter, Requeue
 from api.jobs.schemas import (
     BatchAccepted,
     BatchRequest,
@@ -28,9 +29,10 @@ from vyvo_dagster.domain.job import JobState
 from vyvo_dagster.domain.model import parse_model_id
 from vyvo_dagster.protocol.job import CompletionReport, ProgressReport, ReportItem
 
-__all__ = ["router"]
+__all__ = ["dead_letters_router", "router"]
 
 router = APIRouter(prefix="/api/jobs", tags=["jobs"])
+dead_letters_router = APIRouter(prefix="/api/dead-letters", tags=["jobs"])
 
 Traceparent = Annotated[str | None, Header(max_length=256, description="W3C trace context.")]
 
@@ -90,6 +92,31 @@ async def set_priority(
 async def cancel(job_id: UUID, principal: JobsWrite, context: Ctx) -> JobView:
     """At once where it waits; where it runs, its runner gets a signal and 10 s. A repeat changes nothing."""
     return await service.cancel(context, principal, job_id)
+
+
+@dead_letters_router.get("", summary="List dead letters")
+async def browse_dead_letters(
+    principal: JobsRead, context: Ctx, cursor: Cursor = None, limit: Limit = 50,
+    model_id: str | None = None,
+) -> Listing[DeadLetter]:  # fmt: skip
+    """Jobs that failed through no fault of their prediction (lost nodes, crashed runners), and, for an
+    admin, queue entries that could not be read. Newest first.
+    """
+    if model_id is not None:
+        parse_model_id(model_id)
+    return await dead_letters.browse(context, principal, cursor, limit, model_id)
+
+
+@router.post("/{job_id}/requeue", status_code=202, summary="Queue a job again")
+async def requeue(
+    job_id: UUID, principal: JobsWrite, context: Ctx, request: OnceDep, body: Requeue | None = None
+) -> JobAccepted:
+    """One that has failed, expired or been canceled, under its own id with fresh attempts; what it left
+    is replaced. 409 for any other.
+    """
+    return await dead_letters.requeue(
+        context, principal, job_id, body or Requeue.model_validate({}), request
+    )
 
 
 @router.get(

@@ -29,11 +29,8 @@ async def follow(context: Context, job: Job, last_event_id: str | None) -> Async
     last = last_event_id if last_event_id and _ID.fullmatch(last_event_id) else "0-0"
     while True:
         if job.state in JOB.terminal:
-            for event in await _kept(context, job.id, last):
-                yield _text(context, event)
-                if event.kind == JobEventKind.COMPLETED:
-                    return
-            yield sse.frame(JobEventKind.COMPLETED, await _of_row(context, job))
+            async for text in _ended(context, job, last):
+                yield text
             return
         try:
             live = context.hub.follow(job.id, last, sse.KEEP_ALIVE_SECONDS)
@@ -43,6 +40,10 @@ async def follow(context: Context, job: Job, last_event_id: str | None) -> Async
                         yield sse.KEEP_ALIVE
                         break
                     last = event.id
+                    if event.kind == JobEventKind.COMPLETED and job.requeued_at is not None:
+                        job = await _row(context, job)
+                        if not _is_end(job, event):
+                            continue
                     yield _text(context, event)
                     if event.kind == JobEventKind.COMPLETED:
                         return
@@ -53,6 +54,17 @@ async def follow(context: Context, job: Job, last_event_id: str | None) -> Async
         job = await _row(context, job)
 
 
+async def _ended(context: Context, job: Job, last: str) -> AsyncGenerator[str]:
+    for event in await _kept(context, job.id, last):
+        ends = event.kind == JobEventKind.COMPLETED
+        if ends and not _is_end(job, event):
+            continue
+        yield _text(context, event)
+        if ends:
+            return
+    yield sse.frame(JobEventKind.COMPLETED, await _of_row(context, job))
+
+
 def shown(context: Context, event: Event) -> dict[str, Any]:
     """An event's data with URLs signed now: what is kept may be older than a signature's life."""
     data = dict(event.data)
@@ -61,6 +73,14 @@ def shown(context: Context, event: Event) -> dict[str, Any]:
     if event.kind == JobEventKind.COMPLETED:
         data["artifacts"] = [_signed(context, a) for a in data.get("artifacts", ())]
     return data
+
+
+def _is_end(job: Job, event: Event) -> bool:
+    """Whether a `completed` is the end of the row: one from before a requeue is not."""
+    return job.requeued_at is None or (
+        job.state in JOB.terminal
+        and (event.data.get("attempt"), event.data.get("status")) == (job.attempt, job.state)
+    )
 
 
 def _text(context: Context, event: Event) -> str:

@@ -20,7 +20,7 @@ from vyvo_dagster.agent.serving import Loaded, NotServing
 from vyvo_dagster.agent.uploads import Uploader, clean
 from vyvo_dagster.concurrency import cancel_all
 from vyvo_dagster.domain.artifact import artifacts_in
-from vyvo_dagster.domain.job import prediction_id
+from vyvo_dagster.domain.job import PREDICTION_FAILED, prediction_id
 from vyvo_dagster.errors import RunnerFailed, Unavailable, VyvoError
 from vyvo_dagster.protocol.job import Artifact, AttemptStatus, CompletionReport, JobError, RunOrder
 
@@ -200,7 +200,7 @@ class Attempt:
     async def _reported(self, prediction: Prediction) -> CompletionReport:
         if prediction.status is not PredictionStatus.SUCCEEDED:
             message = prediction.error or "the runner canceled the prediction"
-            return self._report(AttemptStatus.FAILED, error=("prediction_failed", message))
+            return self._report(AttemptStatus.FAILED, error=(PREDICTION_FAILED, message))
         began = time.monotonic()
         self._uploading = True
         output = clean(await self._uploaded(prediction.output))
@@ -210,7 +210,7 @@ class Attempt:
             return self._report(AttemptStatus.SUCCEEDED, output=output, artifacts=artifacts)
         except (ValidationError, ValueError, TypeError) as error:
             message = f"the runner's output holds a malformed artifact: {error}"
-            return self._report(AttemptStatus.FAILED, error=("prediction_failed", message))
+            return self._report(AttemptStatus.FAILED, error=(PREDICTION_FAILED, message))
 
     async def _uploaded(self, output: Any) -> Any:
         for left in reversed(range(_UPLOAD_TRIES)):

@@ -8,6 +8,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from vyvo_dagster.agent.attempt import Attempt, AttemptNode, StopReason
+from vyvo_dagster.domain.job import PREDICTION_FAILED
 from vyvo_dagster.errors import Conflict, InvalidInput, InvalidReport, NotFound, VyvoError
 from vyvo_dagster.protocol.job import (
     AttemptStatus,
@@ -157,7 +158,7 @@ class Attempts:
 def _refused(report: CompletionReport, detail: str) -> CompletionReport:
     """The report of a failure that stands for a success which the api does not take."""
     error = JobError(
-        code="prediction_failed",
+        code=PREDICTION_FAILED,
         message=f"the api does not take the runner's output: {detail}"[:8000],
     )
     return CompletionReport(

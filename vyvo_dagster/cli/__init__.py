@@ -14,6 +14,8 @@ _COMMANDS: Mapping[str, tuple[str, str, str]] = {
     "jobs": ("jobs", "jobs", "List jobs."),
     "job": ("jobs", "job", "Show or follow one job."),
     "cancel": ("jobs", "cancel", "Cancel jobs."),
+    "requeue": ("jobs", "requeue", "Queue jobs again that have ended badly."),
+    "dead-letters": ("jobs", "dead_letters", "List what failed through no fault of its own."),
     "up": ("up", "up", "Start the whole stack on this machine and stay in the foreground."),
     "api": ("services", "api", "Run the REST api."),
     "orchestrator": ("services", "orchestrator", "Run the orchestrator."),

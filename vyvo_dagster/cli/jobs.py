@@ -1,6 +1,7 @@
 """`vyvo jobs`, `vyvo job`, `vyvo cancel`."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -8,12 +9,12 @@ import click
 from vyvo_dagster.cli.connection import Where, client_command
 from vyvo_dagster.cli.following import follow, show_result
 from vyvo_dagster.cli.output import age, plain, seconds, table
-from vyvo_dagster.client import Job, JobSummary
+from vyvo_dagster.client import Client, Job, JobSummary
 from vyvo_dagster.client.models import Attempt
-from vyvo_dagster.domain.job import JobState
+from vyvo_dagster.domain.job import JobState, Priority
 from vyvo_dagster.errors import VyvoError
 
-__all__ = ["cancel", "job", "jobs"]
+__all__ = ["cancel", "dead_letters", "job", "jobs", "requeue"]
 
 
 @click.command(epilog="\b\nExamples:\n  vyvo jobs --status failed\n  vyvo jobs --model vyvo/digits"
@@ -107,14 +108,70 @@ def _attempt(made: Attempt) -> str:
 @client_command
 def cancel(where: Where, job_ids: tuple[str, ...]) -> int:
     """Cancel jobs: at once where they wait, else by a signal, 10 s of grace, and a kill."""
+
+    def one(client: Client, job_id: str) -> str:
+        now = client.cancel(job_id)
+        return f"{now.job_id} {now.status if now.ended else 'cancel asked for'}"
+
+    return _each(where, "cancel", job_ids, one)
+
+
+@click.command(epilog="\b\nExample:\n  vyvo dead-letters --json | jq -r '.items[].id' | xargs vyvo"
+               " requeue")  # fmt: skip
+@click.argument("job_ids", nargs=-1, required=True)
+@click.option(
+    "--priority", type=click.Choice([str(p) for p in Priority]), help="[default: as it was]"
+)
+@click.option("--ttl", type=click.IntRange(1, 7 * 86400), help="Seconds it may wait in the queue.")
+@client_command
+def requeue(
+    where: Where, job_ids: tuple[str, ...], priority: str | None, ttl: int | None
+) -> int:  # fmt: skip
+    """Queue jobs again that have failed, expired or been canceled, with fresh attempts."""
+
+    def one(client: Client, job_id: str) -> str:
+        now = client.requeue(job_id, priority=priority, ttl_seconds=ttl)
+        return f"{now.job_id} {now.status}, position {now.queue_position}"
+
+    return _each(where, "requeue", job_ids, one)
+
+
+@click.command("dead-letters")
+@click.option("--model", "model_id", help="Only of this model (owner/name).")
+@click.option("--limit", type=click.IntRange(1, 200), default=20, show_default=True)
+@click.option("--cursor", help="Where the page before ended.")
+@click.option("--json", "as_json", is_flag=True, help="One line of JSON: items, next_cursor.")
+@client_command
+def dead_letters(
+    where: Where, model_id: str | None, limit: int, cursor: str | None, as_json: bool
+) -> None:
+    """List what failed through no fault of its prediction: lost nodes, crashed runners."""
+    with where.client() as client:
+        page = client.dead_letters(model_id=model_id, cursor=cursor, limit=limit)
+    if as_json:
+        click.echo(page.model_dump_json())
+        return
+    head = ("id", "kind", "model", "age", "attempts", "last node", "reason")
+    rows = [
+        (d.id, d.kind, d.stream if d.model_id is None else f"{d.model_id}@{d.version}", age(d.at),
+         d.attempts or "-", d.last_node_id or "-", f"{d.reason}: {d.detail[:120]}")
+        for d in page.items
+    ]  # fmt: skip
+    click.echo(table(head, rows) if rows else "no dead letters")
+    if page.next_cursor is not None:
+        click.echo(f"more: --cursor {page.next_cursor}", err=True)
+
+
+def _each(
+    where: Where, verb: str, job_ids: tuple[str, ...], act: Callable[[Client, str], str]
+) -> int:
+    """Do it to each job; one that fails is told of and does not stop the others."""
     bad = 0
     with where.client() as client:
         for job_id in job_ids:
             try:
-                now = client.cancel(job_id)
+                click.echo(act(client, job_id))
             except VyvoError as error:
                 bad += 1
-                click.echo(f"vyvo cancel: {plain(job_id)}: {plain(error.detail)}", err=True)
-                continue
-            click.echo(f"{now.job_id} {now.status if now.ended else 'cancel asked for'}")
+                click.echo(f"vyvo {verb}: {plain(job_id)}: {plain(error.detail)}", err=True)
     return 1 if bad else 0

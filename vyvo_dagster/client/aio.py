@@ -18,6 +18,7 @@ from vyvo_dagster.client.models import (
     Assignment,
     Build,
     BuildAccepted,
+    DeadLetter,
     Event,
     Job,
     JobAccepted,
@@ -167,6 +168,19 @@ class AsyncClient:
     async def set_priority(self, job_id: Id, priority: Priority | str) -> Job:
         """Change the priority of a job that waits."""
         return await self.send(calls.set_priority(job_id, priority))
+
+    async def requeue(
+        self, job_id: Id, *, priority: Priority | str | None = None,
+        ttl_seconds: int | None = None, idempotency_key: str | None = None,
+    ) -> JobAccepted:  # fmt: skip
+        """Queue a job again that has failed, expired or been canceled, with fresh attempts."""
+        return await self.send(calls.requeue(job_id, priority, ttl_seconds, idempotency_key))
+
+    async def dead_letters(
+        self, *, model_id: str | None = None, cursor: str | None = None, limit: int = 50
+    ) -> Page[DeadLetter]:
+        """A page of what failed through no fault of its prediction, newest first."""
+        return await self.send(calls.dead_letters(model_id, cursor, limit))
 
     def job_events(self, job_id: Id, after: str = "") -> AsyncGenerator[Event]:
         """A job's events, kept and live, until `completed`; each once, over lost connections too."""

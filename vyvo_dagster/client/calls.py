@@ -15,6 +15,7 @@ from vyvo_dagster.client.models import (
     Assignment,
     Build,
     BuildAccepted,
+    DeadLetter,
     Job,
     JobAccepted,
     JobSummary,
@@ -151,6 +152,20 @@ def set_priority(job_id: Id, priority: Priority | str) -> Call[Job]:
         "PATCH", f"/api/jobs/{_id(job_id)}", _read(Job), {"priority": str(priority)},
         naturally_repeatable=True,
     )  # fmt: skip
+
+
+def requeue(
+    job_id: Id, priority: Priority | str | None, ttl_seconds: int | None, key: str | None
+) -> Call[JobAccepted]:
+    return Call(
+        "POST", f"/api/jobs/{_id(job_id)}/requeue", _read(JobAccepted),
+        _given(priority=priority, ttl_seconds=ttl_seconds), key=_key(key),
+    )  # fmt: skip
+
+
+def dead_letters(model_id: str | None, cursor: str | None, limit: int) -> Call[Page[DeadLetter]]:
+    params = _given(model_id=model_id, cursor=cursor, limit=limit)
+    return Call("GET", "/api/dead-letters", _read(Page[DeadLetter]), params=params)
 
 
 def job_events(job_id: Id) -> Stream:

@@ -17,6 +17,7 @@ from vyvo_dagster.client.models import (
     Assignment,
     Build,
     BuildAccepted,
+    DeadLetter,
     Event,
     Job,
     JobAccepted,
@@ -164,6 +165,19 @@ class Client:
     def set_priority(self, job_id: Id, priority: Priority | str) -> Job:
         """Change the priority of a job that waits."""
         return self.send(calls.set_priority(job_id, priority))
+
+    def requeue(
+        self, job_id: Id, *, priority: Priority | str | None = None,
+        ttl_seconds: int | None = None, idempotency_key: str | None = None,
+    ) -> JobAccepted:  # fmt: skip
+        """Queue a job again that has failed, expired or been canceled, with fresh attempts."""
+        return self.send(calls.requeue(job_id, priority, ttl_seconds, idempotency_key))
+
+    def dead_letters(
+        self, *, model_id: str | None = None, cursor: str | None = None, limit: int = 50
+    ) -> Page[DeadLetter]:
+        """A page of what failed through no fault of its prediction, newest first."""
+        return self.send(calls.dead_letters(model_id, cursor, limit))
 
     def job_events(self, job_id: Id, after: str = "") -> Generator[Event]:
         """A job's events, kept and live, until `completed`; each once, over lost connections too."""

@@ -20,6 +20,7 @@ __all__ = [
     "Attempt",
     "Build",
     "BuildAccepted",
+    "DeadLetter",
     "Event",
     "Job",
     "JobAccepted",
@@ -114,6 +115,23 @@ class Job(JobSummary):
     artifacts: tuple[Artifact, ...]
     attempts: tuple[Attempt, ...]
     queue_position: int | None = None
+
+
+class DeadLetter(_Answer):
+    """A job that failed through no fault of its prediction, or an unreadable queue entry."""
+
+    id: UUID
+    kind: str
+    reason: str
+    detail: str
+    at: datetime | None
+    tenant: str | None = None
+    model_id: str | None = None
+    version: str | None = None
+    attempts: int | None = None
+    last_node_id: UUID | None = None
+    stream: str | None = None
+    fields: dict[str, str] | None = None
 
 
 class BuildAccepted(_Answer):

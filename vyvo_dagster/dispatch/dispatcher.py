@@ -15,6 +15,7 @@ from uuid import UUID
 from redis.exceptions import RedisError
 
 from vyvo_dagster.dispatch.board import Board
+from vyvo_dagster.dispatch.poison import set_aside
 from vyvo_dagster.domain.fairness import in_order
 from vyvo_dagster.domain.job import JobEventKind
 from vyvo_dagster.domain.placement import Candidate, choose
@@ -142,11 +143,12 @@ class Dispatcher:
     async def _hold(self, store: Store, entries: list[Entry]) -> None:
         """Hold the jobs of new entries that still wait; the other entries are done with."""
         if entries:
+            stale = await set_aside(self._database, entries)
+            entries = [entry for entry in entries if entry not in stale]
             waiting = {
                 job.id: job
                 for job in await store.jobs.waiting([UUID(e.fields["id"]) for e in entries])
             }
-            stale: list[Entry] = []
             for entry in entries:
                 job = waiting.get(UUID(entry.fields["id"]))
                 held = None if job is None else self._held.setdefault(job.model_id, {})

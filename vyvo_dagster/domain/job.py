@@ -9,6 +9,7 @@ from vyvo_dagster.domain.state import StateMachine
 __all__ = [
     "DEFAULT_TTL",
     "JOB",
+    "PREDICTION_FAILED",
     "JobEventKind",
     "JobState",
     "Priority",
@@ -67,7 +68,16 @@ JOB: StateMachine[JobState] = StateMachine(
         JobState.CANCELED: frozenset(),
         JobState.EXPIRED: frozenset(),
     },
+    # A person's requeue.
+    reopened={
+        JobState.FAILED: frozenset({JobState.QUEUED}),
+        JobState.CANCELED: frozenset({JobState.QUEUED}),
+        JobState.EXPIRED: frozenset({JobState.QUEUED}),
+    },
 )
+
+PREDICTION_FAILED = "prediction_failed"
+"""Error code of a job whose model raised; any other failure makes it a dead letter."""
 
 # How long a job may wait in the queue before it expires.
 DEFAULT_TTL: dict[Priority, timedelta] = {

@@ -17,12 +17,17 @@ class StateMachine(Generic[S]):
     Args:
         name: noun used in messages, such as "job".
         arrows: state → states that may follow it. A state with no arrow is terminal.
+        reopened: arrows out of terminal states, taken only when somebody asks; those states stay
+            terminal.
     """
 
-    def __init__(self, name: str, arrows: Mapping[S, frozenset[S]]) -> None:
+    def __init__(
+        self, name: str, arrows: Mapping[S, frozenset[S]],
+        reopened: Mapping[S, frozenset[S]] | None = None,
+    ) -> None:  # fmt: skip
         self.name = name
-        self.arrows = dict(arrows)
-        self.terminal: frozenset[S] = frozenset(s for s, after in self.arrows.items() if not after)
+        self.terminal: frozenset[S] = frozenset(s for s, after in arrows.items() if not after)
+        self.arrows = {s: after | (reopened or {}).get(s, after) for s, after in arrows.items()}
 
     def allows(self, before: S, after: S) -> bool:
         """Whether the arrow `before` → `after` exists."""

@@ -17,6 +17,7 @@ from vyvo_dagster.store.artifacts import ArtifactRepository
 from vyvo_dagster.store.assignments import AssignmentRepository
 from vyvo_dagster.store.attempts import AttemptRepository
 from vyvo_dagster.store.builds import BuildRepository
+from vyvo_dagster.store.dead_letters import DeadLetterRepository
 from vyvo_dagster.store.idempotency import IdempotencyRepository
 from vyvo_dagster.store.jobs import JobRepository
 from vyvo_dagster.store.keys import KeyRepository
@@ -44,6 +45,7 @@ class Store:
         self.assignments = AssignmentRepository(connection)
         self.attempts = AttemptRepository(connection)
         self.builds = BuildRepository(connection)
+        self.dead_letters = DeadLetterRepository(connection)
         self.idempotency = IdempotencyRepository(connection)
         self.jobs = JobRepository(connection)
         self.keys = KeyRepository(connection)

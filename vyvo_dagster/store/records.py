@@ -17,6 +17,7 @@ __all__ = [
     "ArtifactRow",
     "Assignment",
     "Build",
+    "DeadEntry",
     "Job",
     "JobAttempt",
     "Model",
@@ -171,6 +172,19 @@ class Job:
     dispatched_at: datetime | None
     started_at: datetime | None
     completed_at: datetime | None
+    requeued_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeadEntry:
+    """A row of dead_entries: a stream entry that could not be read."""
+
+    id: UUID
+    stream: str
+    entry_id: str
+    fields: Mapping[str, str]
+    reason: str
+    created_at: datetime
 
 
 @dataclass(frozen=True, slots=True)

@@ -224,6 +224,7 @@ jobs = sa.Table(
     sa.Column("dispatched_at", _TIME),
     sa.Column("started_at", _TIME),
     sa.Column("completed_at", _TIME),
+    sa.Column("requeued_at", _TIME, comment="When a person last queued it again after its end."),
     _one_of("state", JobState),
     _one_of("priority", Priority),
     sa.Index(None, "tenant", "id"),
@@ -239,6 +240,7 @@ jobs = sa.Table(
         "node_id",
         postgresql_where=sa.text("state in ('dispatched', 'running')"),
     ),
+    sa.Index("jobs_failed_idx", "id", postgresql_where=sa.text("state = 'failed'")),
 )
 
 job_attempts = sa.Table(
@@ -296,6 +298,18 @@ idempotency_keys = sa.Table(
     sa.Column("request_sha256", sa.LargeBinary, nullable=False),
     sa.Column("answer", JSONB, nullable=False),
     _now(),
+)
+
+dead_entries = sa.Table(
+    "dead_entries",
+    metadata,
+    _id(),
+    sa.Column("stream", sa.Text, nullable=False),
+    sa.Column("entry_id", sa.Text, nullable=False, comment="Its id in the stream."),
+    sa.Column("fields", JSONB, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    _now(),
+    sa.UniqueConstraint("stream", "entry_id"),
 )
 
 outbox = sa.Table(

@@ -116,7 +116,9 @@ for _, stream in ipairs(redis.call('SMEMBERS', KEYS[1])) do
       if #first > 0 then
         local at = '0'
         for j = 1, #first[1][2], 2 do
-          if first[1][2][j] == 'at' then at = first[1][2][j + 1] end
+          if first[1][2][j] == 'at' then
+            at = string.match(first[1][2][j + 1], '^%d+$') or at
+          end
         end
         answer[#answer + 1] = stream
         answer[#answer + 1] = count

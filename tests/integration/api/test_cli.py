@@ -110,6 +110,18 @@ def test_submitting_list_show_cancel(cli: Cli, version: Version) -> None:
     assert len(cli.json("jobs", "--model", version.model_id, "--status", "canceled")["items"]) == 2
 
 
+def test_dead_letters_and_requeue(cli: Cli, admin: httpx.Client, version: Version) -> None:
+    job_id, waits = submit(admin, version), submit(admin, version)
+    assert cli.run("cancel", job_id).returncode == 0
+    ran = cli.run("requeue", job_id, waits, "--priority", "interactive", "--ttl", 60)
+    assert ran.returncode == 1
+    assert ran.stdout == f"{job_id} queued, position 1\n"
+    assert ran.stderr.startswith(f"vyvo requeue: {waits}: the job is queued")
+    assert cli.json("job", job_id)["priority"] == "interactive"
+    assert cli.run("dead-letters", "--model", version.model_id).stdout == "no dead letters\n"
+    assert cli.json("dead-letters", "--model", version.model_id)["items"] == []
+
+
 async def test_a_followed_job_shows_its_way_and_saves_its_artifacts(
     cli: Cli, api: Api, admin: httpx.Client, agent: Agent, version: Version, database: Database
 ) -> None:

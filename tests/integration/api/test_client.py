@@ -190,9 +190,9 @@ def test_what_may_not_be_repeated_is_not(
     with pytest.raises(Unavailable):
         through.request("POST", "/api/jobs", json=body)
     assert len(through.jobs(model_id=version.model_id).items) == 1
-    through.submit(version.model_id, {"digit": 1}, idempotency_key="one")
+    through.submit(version.model_id, {"digit": 1}, idempotency_key=version.model_id)
     with pytest.raises(Conflict):
-        through.submit(version.model_id, {"digit": 2}, idempotency_key="one")
+        through.submit(version.model_id, {"digit": 2}, idempotency_key=version.model_id)
 
 
 async def test_a_stream_that_is_cut_goes_on_where_it_stopped(

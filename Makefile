@@ -9,7 +9,7 @@ WORKERS ?= 2
 # The machine's trust store, where a team's own certificate authority is.
 export UV_SYSTEM_CERTS ?= 1
 
-.PHONY: help demo up test lint fmt bench clean
+.PHONY: help demo up test lint fmt proto bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -43,11 +43,16 @@ lint: .venv/.dev ## Check style, types and layers
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/basedpyright
+	@$(BIN)/buf lint
+	@$(BIN)/buf format --diff --exit-code
 	@$(BIN)/lint-imports
 
 fmt: .venv/.dev ## Put the code into its form
 	@$(BIN)/ruff check --fix-only --quiet .
 	@$(BIN)/ruff format --quiet .
+
+proto: .venv/.dev ## Make the gRPC code from proto/
+	@$(BIN)/python proto/generate.py
 
 bench: .venv/.dev ## Run the benchmarks (minutes)
 	@for file in benchmarks/*.py; do $(BIN)/python $$file; done

@@ -1,7 +1,7 @@
 """The application: routes, errors, limits, and what lives as long as it."""
 
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
 from typing import Final
 
@@ -44,7 +44,12 @@ def create_app(settings: Settings, s3: S3Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
-        async with open_context(settings, store) as context:
+        async with AsyncExitStack() as stack:
+            context = await stack.enter_async_context(open_context(settings, store))
+            if settings.grpc_port:
+                from api.grpc.server import serve
+
+                await stack.enter_async_context(serve(context, settings, settings.grpc_port))
             app.state.context = context
             yield
 

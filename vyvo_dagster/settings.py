@@ -58,6 +58,13 @@ class Settings(BaseSettings):
     api_url: str = Field(
         default="http://127.0.0.1:8080", description="URL at which others reach the api."
     )
+    grpc_port: int | None = Field(
+        default=None, ge=0, le=65535, description="Port of the api's gRPC; unset or 0 serves none."
+    )
+    grpc_tls_cert: Path | None = Field(
+        default=None, description="PEM certificate chain of gRPC; unset serves it in plain text."
+    )
+    grpc_tls_key: Path | None = Field(default=None, description="PEM key of that certificate.")
     orchestrator_port: int = Field(
         default=0, ge=0, le=65535, description="Port of the orchestrator's /healthz; 0 serves none."
     )
@@ -119,6 +126,15 @@ class AgentSettings(BaseSettings):
         default="http://127.0.0.1:8080", description="URL of the control plane's api."
     )
     join_token: SecretStr | None = Field(default=None, description="Token for the first join.")
+    report_by: Literal["http", "grpc"] = Field(
+        default="http", description="How attempts are reported; all else goes by HTTP."
+    )
+    grpc_url: str | None = Field(
+        default=None, description="grpc://host:port, or grpcs:// with TLS; for reports by gRPC."
+    )
+    grpc_ca: Path | None = Field(
+        default=None, description="PEM certificates that the api's gRPC is checked with."
+    )
     name: str | None = Field(default=None, description="Node name; unset takes the host's name.")
     data_dir: Path = Field(
         default=Path("/var/lib/vyvo-agent"),

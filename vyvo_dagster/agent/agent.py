@@ -36,7 +36,7 @@ from vyvo_dagster.agent.runners.process import ProcessLauncher
 from vyvo_dagster.agent.uploads import Uploader
 from vyvo_dagster.agent.weights import WeightsCache
 from vyvo_dagster.concurrency import cancel_all
-from vyvo_dagster.errors import Conflict
+from vyvo_dagster.errors import Conflict, InvalidInput
 from vyvo_dagster.objects import ObjectStore
 from vyvo_dagster.protocol.node import Capabilities, Heartbeat, HeartbeatAnswer, Register, S3Access
 from vyvo_dagster.settings import AgentSettings, S3Settings
@@ -97,7 +97,9 @@ class Agent:
             )  # fmt: skip
             try:
                 async with (
-                    ControlPlane(settings.api_url) as control_plane,
+                    ControlPlane(
+                        settings.api_url, _grpc_url(settings), settings.grpc_ca
+                    ) as control_plane,
                     asyncio.TaskGroup() as group,
                 ):
                     gpus = GpuBooking(capabilities.gpus)
@@ -242,6 +244,12 @@ def _s3(access: S3Access) -> S3Settings:
         region=access.region,
         bucket_prefix=access.bucket_prefix,
     )
+
+
+def _grpc_url(settings: AgentSettings) -> str | None:
+    if settings.report_by == "grpc" and settings.grpc_url is None:
+        raise InvalidInput("VYVO_AGENT_REPORT_BY is grpc: set VYVO_AGENT_GRPC_URL too")
+    return settings.grpc_url if settings.report_by == "grpc" else None
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """The agent's HTTP client to the control plane; answers become values, problems become errors."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Self, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -26,6 +27,9 @@ from vyvo_dagster.protocol.job import (
     ReportResult,
 )
 from vyvo_dagster.protocol.node import Heartbeat, HeartbeatAnswer, Register, RegisterAnswer
+
+if TYPE_CHECKING:
+    from vyvo_dagster.agent.rpc import RpcReports
 
 __all__ = ["ControlPlane", "problem_error"]
 
@@ -56,6 +60,8 @@ class ControlPlane:
 
     Args:
         api_url: URL of the api, http or https, without a path.
+        grpc_url: where attempts are reported by gRPC, as `RpcReports` takes it; unset, by HTTP.
+        grpc_ca: certificates that gRPC's server is checked with.
 
     `credential` is the node's own, set by whoever joined; requests other than `register` carry it.
 
@@ -64,7 +70,9 @@ class ControlPlane:
     the api answers, and VyvoError when it failed inside.
     """
 
-    def __init__(self, api_url: str) -> None:
+    def __init__(
+        self, api_url: str, grpc_url: str | None = None, grpc_ca: Path | None = None
+    ) -> None:
         parts = urlsplit(api_url)
         if parts.scheme not in {"http", "https"} or not parts.netloc:
             raise InvalidInput(
@@ -72,6 +80,8 @@ class ControlPlane:
             )
         self.url = api_url.rstrip("/")
         self.credential: str | None = None
+        self._grpc_url, self._grpc_ca = grpc_url, grpc_ca
+        self._rpc: RpcReports | None = None
         self._http = httpx.AsyncClient(
             base_url=self.url,
             timeout=_TIMEOUT,
@@ -79,9 +89,15 @@ class ControlPlane:
         )
 
     async def __aenter__(self) -> Self:
+        if self._grpc_url is not None:
+            from vyvo_dagster.agent.rpc import RpcReports
+
+            self._rpc = RpcReports(self._grpc_url, self._grpc_ca, lambda: self.credential)
         return self
 
     async def __aexit__(self, *exc: object) -> None:
+        if self._rpc is not None:
+            await self._rpc.aclose()
         await self._http.aclose()
 
     async def register(self, body: Register, token: str) -> RegisterAnswer:
@@ -110,10 +126,16 @@ class ControlPlane:
 
     async def progress(self, job_id: UUID, report: ProgressReport) -> None:
         """Report an attempt's start, progress or log lines."""
+        if self._rpc is not None:
+            await self._rpc.progress(job_id, report)
+            return
         await self._post(f"/api/jobs/{job_id}/progress", report, self.credential)
 
     async def complete(self, job_id: UUID, report: CompletionReport) -> None:
         """Report an attempt's end; the api answers a repeat as it did the first."""
+        if self._rpc is not None:
+            await self._rpc.complete(job_id, report)
+            return
         await self._post(f"/api/jobs/{job_id}/complete", report, self.credential)
 
     async def _post(

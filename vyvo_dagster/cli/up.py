@@ -25,6 +25,7 @@ _PORT = click.IntRange(1, 65535)
 @click.option(
     "--dagster-port", type=_PORT, help="Port of Dagster's UI. [default: as last time, or 3000]"
 )
+@click.option("--grpc-port", type=_PORT, help="Serve gRPC there too. [default: off]")
 @click.option("--no-dagster", is_flag=True, help="Without Dagster: no builds, jobs still run.")
 @click.option(
     "--engine",
@@ -48,6 +49,7 @@ def up(
     data_dir: Path,
     port: int | None,
     dagster_port: int | None,
+    grpc_port: int | None,
     no_dagster: bool,
     engine: EngineChoice,
     agents: int,
@@ -66,6 +68,7 @@ def up(
         data_dir=data_dir,
         port=port,
         dagster_port=dagster_port,
+        grpc_port=grpc_port,
         dagster=not no_dagster,
         engine=engine,
         agents=agents,

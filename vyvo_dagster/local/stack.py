@@ -33,7 +33,7 @@ _LOCATION = "vyvo"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Addresses:
-    """Where the parts of one stack are; `dagster_port` is None without Dagster."""
+    """Where the parts of one stack are; the port of what is off is None."""
 
     postgres_dsn: str
     dagster_postgres_dsn: str
@@ -43,6 +43,7 @@ class Addresses:
     orchestrator_port: int
     code_server_port: int
     dagster_port: int | None
+    grpc_port: int | None = None
 
     @property
     def api_url(self) -> str:
@@ -51,6 +52,10 @@ class Addresses:
     @property
     def dagster_url(self) -> str | None:
         return None if self.dagster_port is None else f"http://{LOOPBACK}:{self.dagster_port}"
+
+    @property
+    def grpc_url(self) -> str | None:
+        return None if self.grpc_port is None else f"grpc://{LOOPBACK}:{self.grpc_port}"
 
 
 def environment(
@@ -74,6 +79,7 @@ def environment(
         "VYVO_API_HOST": LOOPBACK,
         "VYVO_API_PORT": str(addresses.api_port),
         "VYVO_API_URL": addresses.api_url,
+        "VYVO_GRPC_PORT": str(addresses.grpc_port or 0),
         "VYVO_ORCHESTRATOR_PORT": str(addresses.orchestrator_port),
         "VYVO_ADMIN_KEY": credentials.admin_key,
         "VYVO_JOIN_TOKEN": credentials.join_token,

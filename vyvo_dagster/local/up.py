@@ -40,11 +40,15 @@ _API_PORT, _DAGSTER_PORT = 8080, 3000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpOptions:
-    """Options of the command; a port of None takes the remembered, the usual or a free one."""
+    """Options of the command; a port of None takes the remembered, the usual or a free one.
+
+    A `grpc_port` of None serves no gRPC.
+    """
 
     data_dir: Path
     port: int | None = None
     dagster_port: int | None = None
+    grpc_port: int | None = None
     dagster: bool = True
     engine: EngineChoice = "auto"
     agents: int = 1
@@ -177,6 +181,7 @@ def _print_json(addresses: Addresses, credentials: Credentials, pids: dict[str, 
         "api": addresses.api_url,
         "admin_key": credentials.admin_key,
         "dagster": addresses.dagster_url,
+        "grpc": addresses.grpc_url,
         "s3": addresses.s3_endpoint,
         "postgres_dsn": addresses.postgres_dsn,
         "redis_url": addresses.redis_url,
@@ -204,6 +209,7 @@ def _servers(
     dagster_port = (
         chosen("dagster", options.dagster_port, _DAGSTER_PORT) if options.dagster else None
     )
+    grpc_port = None if options.grpc_port is None else ports.insist("grpc", options.grpc_port)
     database_port = ports.take("postgres")
     password = credentials.postgres_password
     database = postgres(
@@ -225,6 +231,7 @@ def _servers(
         orchestrator_port=ports.take("orchestrator"),
         code_server_port=ports.take("code-server"),
         dagster_port=dagster_port,
+        grpc_port=grpc_port,
     )
     return [database, streams, storage.part], addresses
 
@@ -247,7 +254,8 @@ async def _summary(options: UpOptions, addresses: Addresses, data_dir: Path, ela
     return (
         f"\neverything answers after {elapsed:.1f} s\n"
         f"  api        {addresses.api_url}  (its reference: {addresses.api_url}/docs)\n"
-        f"  dagster    {addresses.dagster_url or 'off (--no-dagster)'}\n"
+        + (f"  grpc       {addresses.grpc_url}\n" if addresses.grpc_url else "")
+        + f"  dagster    {addresses.dagster_url or 'off (--no-dagster)'}\n"
         f"  s3         {addresses.s3_endpoint}\n"
         f"  engine     {await describe_engine(options.engine)}\n"
         f"  admin key  in {data_dir / 'secrets.json'}\n"

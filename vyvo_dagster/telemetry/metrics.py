@@ -13,6 +13,7 @@ __all__ = [
     "CONTENT_TYPE",
     "GPU_MEMORY",
     "GPU_UTILIZATION",
+    "GRPC_REQUESTS",
     "HTTP_REQUESTS",
     "JOBS",
     "JOB_LATENCY",
@@ -82,6 +83,12 @@ HTTP_REQUESTS: Final = Histogram(
     "vyvo_http_request_seconds",
     "Time until an answer begins.",
     ["method", "route", "status"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
+)
+GRPC_REQUESTS: Final = Histogram(
+    "vyvo_grpc_request_seconds",
+    "Time until a call is answered.",
+    ["method"],
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
 )
 

@@ -1,0 +1,1 @@
+"""gRPC in the api's process: the agents' reports, and health."""

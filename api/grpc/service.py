@@ -14,12 +14,12 @@ from redis.exceptions import RedisError
 from api.auth import own_node
 from api.context import Context
 from api.grpc.errors import abort, of_validation
-from api.jobs import reports
 from vyvo_dagster.concurrency import cancel_all
 from vyvo_dagster.domain.scope import Scope, grants
 from vyvo_dagster.errors import Forbidden, Unauthenticated, Unavailable, VyvoError
 from vyvo_dagster.protocol.grpc import completion_pb2 as pb
 from vyvo_dagster.protocol.grpc.completion_pb2_grpc import CompletionServiceServicer
+from vyvo_dagster.protocol.job import ReportItem
 from vyvo_dagster.protocol.messages import completion_of, job_status, progress_of
 from vyvo_dagster.telemetry import metrics
 
@@ -57,18 +57,18 @@ class CompletionService(CompletionServiceServicer):
 
     async def _progress(self, node_id: UUID, request: pb.ReportProgressRequest) -> Message:
         job_id, report = progress_of(request)
-        answer = await reports.progress(self._context, node_id, job_id, report)
+        item = ReportItem(job_id=job_id, progress=report)
+        taken = await self._context.reports.take_one(node_id, item)
         return pb.ReportProgressResponse(
-            status=job_status(answer.status), cancel_requested=answer.cancel_requested
+            status=job_status(taken.status), cancel_requested=taken.cancel_requested
         )
 
     async def _complete(self, node_id: UUID, request: pb.CompleteJobRequest) -> Message:
         job_id, report = completion_of(request)
-        answer = await reports.complete(self._context, node_id, job_id, report)
+        item = ReportItem(job_id=job_id, completion=report)
+        taken = await self._context.reports.take_one(node_id, item)
         return pb.CompleteJobResponse(
-            job_id=str(answer.job_id),
-            attempt=answer.attempt,
-            job_status=job_status(answer.job_status),
+            job_id=str(job_id), attempt=report.attempt, job_status=job_status(taken.status)
         )
 
     async def _answer(

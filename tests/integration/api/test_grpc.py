@@ -19,12 +19,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from uuid_utils.compat import uuid7
 
 from api.grpc.errors import _STATUS, abort
-from api.grpc.server import serve
 from api.grpc.service import CompletionService
 from vyvo_dagster.agent.control_plane import ControlPlane
 from vyvo_dagster.domain.job import JobState
 from vyvo_dagster.errors import (
-    Conflict,
     Forbidden,
     InvalidInput,
     NotFound,
@@ -179,9 +177,8 @@ async def test_refused_reports_change_nothing(
     before = await row(database, job.id)
     good = success(f"{s3_settings.bucket_prefix}image")
     big = success(f"{s3_settings.bucket_prefix}image", output="x" * (17 << 20))
-    foreign = success("another-bucket")
     stale = good.model_copy(update={"attempt": 2})
-    for wrong, expected in ((stale, StaleAttempt), (foreign, InvalidInput), (big, InvalidInput)):
+    for wrong, expected in ((stale, StaleAttempt), (big, InvalidInput)):
         with pytest.raises(expected) as caught:
             await front.complete(job.id, wrong)
         assert type(caught.value) is expected
@@ -208,6 +205,16 @@ async def test_refused_reports_change_nothing(
     front.credential = node
     await front.complete(job.id, good)
     assert (await row(database, job.id)).state is JobState.SUCCEEDED
+
+
+async def test_an_end_that_cannot_be_used_fails_its_attempt(
+    front: ControlPlane, dispatched: Dispatched, database: Database
+) -> None:
+    job = await dispatched()
+    with pytest.raises(InvalidInput, match="another-bucket"):
+        await front.complete(job.id, success("another-bucket"))
+    ended = await row(database, job.id)
+    assert (ended.state, ended.error_code) == (JobState.FAILED, "invalid_report")
 
 
 def details(error: grpc.aio.AioRpcError) -> tuple[str, ErrorInfo, Status]:
@@ -365,24 +372,6 @@ async def test_over_tls_only_with_the_right_authority(
                     await plane.progress(uuid7(), ProgressReport(attempt=1))
     finally:
         await asyncio.to_thread(running.close)
-
-
-@pytest.mark.parametrize(
-    ("values", "error"),
-    [
-        ({"grpc_tls_cert": "cert.pem"}, InvalidInput),
-        ({"grpc_tls_cert": "no.pem", "grpc_tls_key": "no.pem"}, InvalidInput),
-        ({}, Conflict),
-    ],
-)
-async def test_settings_that_cannot_work(
-    both: tuple[str, str], tmp_path: Path, values: Any, error: Any
-) -> None:
-    taken = int(both[1].rpartition(":")[2])
-    settings = make_settings("postgresql://h/d", "redis://h", tmp_path, **values)
-    with pytest.raises(error):
-        async with serve(None, settings, taken):  # pyright: ignore[reportArgumentType]
-            pass
 
 
 def test_every_error_of_ours_has_a_status() -> None:

@@ -14,13 +14,14 @@ from redis.exceptions import RedisError
 from api.auth import own_node
 from api.context import Context
 from api.grpc.errors import abort, of_validation
+from api.jobs.reports import Taken
 from vyvo_dagster.concurrency import cancel_all
 from vyvo_dagster.domain.scope import Scope, grants
 from vyvo_dagster.errors import Forbidden, Unauthenticated, Unavailable, VyvoError
 from vyvo_dagster.protocol.grpc import completion_pb2 as pb
 from vyvo_dagster.protocol.grpc.completion_pb2_grpc import CompletionServiceServicer
 from vyvo_dagster.protocol.job import ReportItem
-from vyvo_dagster.protocol.messages import completion_of, job_status, progress_of
+from vyvo_dagster.protocol.messages import batch_items, completion_of, job_status, progress_of
 from vyvo_dagster.telemetry import metrics
 
 __all__ = ["CompletionService"]
@@ -51,6 +52,12 @@ class CompletionService(CompletionServiceServicer):
         """As `POST /api/jobs/{id}/complete`."""
         return await self._answer("CompleteJob", self._complete, request, context)
 
+    async def ReportBatch(
+        self, request: pb.ReportBatchRequest, context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> pb.ReportBatchResponse:
+        """As `POST /api/nodes/{id}/reports`, of the credential's own node."""
+        return await self._answer("ReportBatch", self._batch, request, context)
+
     async def close(self) -> None:
         """End what outlived its call."""
         await cancel_all(self._under_way)
@@ -70,6 +77,10 @@ class CompletionService(CompletionServiceServicer):
         return pb.CompleteJobResponse(
             job_id=str(job_id), attempt=report.attempt, job_status=job_status(taken.status)
         )
+
+    async def _batch(self, node_id: UUID, request: pb.ReportBatchRequest) -> Message:
+        answers = await self._context.reports.take(node_id, batch_items(request))
+        return pb.ReportBatchResponse(results=[_result(answer) for answer in answers])
 
     async def _answer(
         self,
@@ -118,3 +129,13 @@ class CompletionService(CompletionServiceServicer):
         if not grants(principal.scopes, Scope.NODE):
             raise Forbidden(f"this key lacks the scope {Scope.NODE}")
         return own_node(principal)
+
+
+def _result(answer: Taken | VyvoError) -> pb.ReportResult:
+    if isinstance(answer, VyvoError):
+        return pb.ReportResult(
+            problem=pb.ReportProblem(status=answer.status, code=answer.code, detail=answer.detail)
+        )
+    return pb.ReportResult(
+        status=job_status(answer.status), cancel_requested=answer.cancel_requested
+    )

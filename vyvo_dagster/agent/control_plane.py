@@ -24,6 +24,7 @@ from vyvo_dagster.protocol.job import (
     CompletionReport,
     ProgressReport,
     ReportBatchAnswer,
+    ReportItem,
     ReportResult,
 )
 from vyvo_dagster.protocol.node import Heartbeat, HeartbeatAnswer, Register, RegisterAnswer
@@ -114,12 +115,17 @@ class ControlPlane:
         )
         return _parsed(HeartbeatAnswer, answer)
 
-    async def report(self, node_id: UUID, items: Sequence[bytes]) -> list[ReportResult]:
-        """Report many attempts at a time; `items` are JSON texts of `ReportItem`."""
-        content = b'{"items":[' + b",".join(items) + b"]}"
-        path = f"/api/nodes/{node_id}/reports"
-        answer = await self._post(path, content, self.credential)
-        results = _parsed(ReportBatchAnswer, answer).results
+    async def report(
+        self, node_id: UUID, items: Sequence[ReportItem], texts: Sequence[bytes]
+    ) -> list[ReportResult]:
+        """Report many attempts at a time; `texts` are the JSON texts of `items`."""
+        if self._rpc is not None:
+            results = await self._rpc.report(items)
+        else:
+            content = b'{"items":[' + b",".join(texts) + b"]}"
+            path = f"/api/nodes/{node_id}/reports"
+            answer = await self._post(path, content, self.credential)
+            results = _parsed(ReportBatchAnswer, answer).results
         if len(results) != len(items):
             raise Unavailable(f"{self.url} answered {len(results)} of {len(items)} reports")
         return results

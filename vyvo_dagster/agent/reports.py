@@ -123,7 +123,9 @@ class Reports:
     async def _sent(self, batch: Sequence[_Queued]) -> list[Answer]:
         if self._batches and self.node_id is not None:
             try:
-                results = await self._control_plane.report(self.node_id, [q.body for q in batch])
+                results = await self._control_plane.report(
+                    self.node_id, [q.item for q in batch], [q.body for q in batch]
+                )
             except NotFound:
                 _log.info("the api takes no batches: reports go one by one")
                 self._batches = False

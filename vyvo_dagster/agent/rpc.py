@@ -1,6 +1,6 @@
 """The agent's gRPC client: reports of attempts, with the errors that the HTTP client raises."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -12,6 +12,7 @@ from vyvo_dagster.errors import (
     Conflict,
     Forbidden,
     InvalidInput,
+    InvalidReport,
     NotFound,
     StaleAttempt,
     Unauthenticated,
@@ -19,8 +20,13 @@ from vyvo_dagster.errors import (
     VyvoError,
 )
 from vyvo_dagster.protocol.grpc.completion_pb2_grpc import CompletionServiceStub
-from vyvo_dagster.protocol.job import CompletionReport, ProgressReport
-from vyvo_dagster.protocol.messages import completion_request, progress_request
+from vyvo_dagster.protocol.job import CompletionReport, ProgressReport, ReportItem, ReportResult
+from vyvo_dagster.protocol.messages import (
+    batch_request,
+    batch_results,
+    completion_request,
+    progress_request,
+)
 
 __all__ = ["RpcReports"]
 
@@ -41,6 +47,11 @@ _ERRORS: Final[Mapping[grpc.StatusCode, type[VyvoError]]] = {
     grpc.StatusCode.FAILED_PRECONDITION: Conflict,
     grpc.StatusCode.INTERNAL: VyvoError,
     grpc.StatusCode.UNKNOWN: VyvoError,
+}
+
+# Codes that are told apart within their status.
+_BY_CODE: Final[Mapping[str, type[VyvoError]]] = {
+    kind.code: kind for kind in (StaleAttempt, InvalidReport)
 }
 
 
@@ -85,11 +96,16 @@ class RpcReports:
         """Report an attempt's end; the api answers a repeat as it did the first."""
         await self._call(self._stub.CompleteJob, completion_request(job_id, report))
 
-    async def _call(self, method: Callable[..., Awaitable[Any]], request: Any) -> None:
+    async def report(self, items: Sequence[ReportItem]) -> list[ReportResult]:
+        """Report many attempts at a time."""
+        answer = await self._call(self._stub.ReportBatch, batch_request(items))
+        return batch_results(answer)
+
+    async def _call(self, method: Callable[..., Awaitable[Any]], request: Any) -> Any:
         token = self._credential()
         metadata = () if token is None else (("authorization", f"Bearer {token}"),)
         try:
-            await method(request, timeout=_TIMEOUT, metadata=metadata)
+            return await method(request, timeout=_TIMEOUT, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             raise self._error(error) from error
 
@@ -97,8 +113,9 @@ class RpcReports:
         detail = (error.details() or "")[:2000]
         status = error.code()
         told = dict(error.trailing_metadata() or ())
-        if told.get("vyvo-code") == StaleAttempt.code:
-            return StaleAttempt(detail)
+        kind = _BY_CODE.get(str(told.get("vyvo-code")))
+        if kind is not None:
+            return kind(detail)
         if status is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in detail:
             # gRPC's own words: the server has not read it.
             return InvalidInput(detail)

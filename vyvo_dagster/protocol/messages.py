@@ -1,18 +1,33 @@
 """Reports of attempts as protobuf messages and back: what both ends of gRPC share."""
 
 import json
+from collections.abc import Sequence
 from datetime import UTC
 from typing import Any, Final
 from uuid import UUID
 
 from google.protobuf.timestamp_pb2 import Timestamp
+from pydantic import ValidationError
 
 from vyvo_dagster.domain.job import JobState
 from vyvo_dagster.errors import InvalidInput
 from vyvo_dagster.protocol.grpc import completion_pb2 as pb
-from vyvo_dagster.protocol.job import Artifact, AttemptStatus, CompletionReport, ProgressReport
+from vyvo_dagster.protocol.job import (
+    BATCH_ITEMS,
+    Artifact,
+    AttemptStatus,
+    CompletionReport,
+    ItemProblem,
+    MalformedReport,
+    ProgressReport,
+    ReportItem,
+    ReportResult,
+)
 
 __all__ = [
+    "batch_items",
+    "batch_request",
+    "batch_results",
     "completion_of",
     "completion_request",
     "job_status",
@@ -83,6 +98,31 @@ def completion_of(message: pb.CompleteJobRequest) -> tuple[UUID, CompletionRepor
     return _uuid(message.job_id), CompletionReport.model_validate(report)
 
 
+def batch_request(items: Sequence[ReportItem]) -> pb.ReportBatchRequest:
+    """The message of many reports.
+
+    Raises:
+        InvalidInput: a number has more bits than its field.
+    """
+    return pb.ReportBatchRequest(items=[_item_message(item) for item in items])
+
+
+def batch_items(message: pb.ReportBatchRequest) -> list[ReportItem | MalformedReport]:
+    """The reports of a message; one that cannot be used must not refuse the others.
+
+    Raises:
+        InvalidInput: there is none, or there are too many.
+    """
+    if not 1 <= len(message.items) <= BATCH_ITEMS:
+        raise InvalidInput(f"items: there must be 1 to {BATCH_ITEMS}")
+    return [_item(item) for item in message.items]
+
+
+def batch_results(message: pb.ReportBatchResponse) -> list[ReportResult]:
+    """What became of each report."""
+    return [_result(result) for result in message.results]
+
+
 def job_status(state: JobState) -> str:
     """A job's state as the name that the message's enum has for it."""
     return _JOB + state.name
@@ -138,3 +178,45 @@ def _uuid(text: str) -> UUID:
         return UUID(text)
     except ValueError as error:
         raise InvalidInput("job_id: is no UUID") from error
+
+
+def _item_message(item: ReportItem) -> pb.ReportItem:
+    if item.completion is not None:
+        return pb.ReportItem(completion=completion_request(item.job_id, item.completion))
+    assert item.progress is not None
+    return pb.ReportItem(progress=progress_request(item.job_id, item.progress))
+
+
+def _item(message: pb.ReportItem) -> ReportItem | MalformedReport:
+    kind = message.WhichOneof("report")
+    if kind is None:
+        return MalformedReport(detail="an item is either progress or completion")
+    given = message.progress if kind == "progress" else message.completion
+    try:
+        if kind == "progress":
+            job_id, progress = progress_of(message.progress)
+            return ReportItem(job_id=job_id, progress=progress)
+        job_id, completion = completion_of(message.completion)
+        return ReportItem(job_id=job_id, completion=completion)
+    except InvalidInput as error:
+        detail = error.detail
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        detail = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    try:
+        return MalformedReport(
+            job_id=_uuid(given.job_id), attempt=given.attempt, ends=kind == "completion",
+            detail=detail,
+        )  # fmt: skip
+    except (InvalidInput, ValidationError):
+        return MalformedReport(detail=detail)
+
+
+def _result(message: pb.ReportResult) -> ReportResult:
+    if message.HasField("problem"):
+        problem = message.problem
+        return ReportResult(
+            problem=ItemProblem(status=problem.status, code=problem.code, detail=problem.detail)
+        )
+    name = pb.JobStatus.Name(message.status).removeprefix(_JOB)
+    return ReportResult(status=JobState[name], cancel_requested=message.cancel_requested)

@@ -20,23 +20,33 @@ from vyvo_dagster.protocol.messages import completion_of, progress_of
 
 
 class Service(CompletionServiceServicer):
-    """Takes reports for a `ControlPlane` after it has refused as many as `faults` holds."""
+    """Takes reports for a `ControlPlane` after it has refused as many as `faults` holds.
+
+    An end of a job in `stale` is refused alone.
+    """
 
     def __init__(self, plane: ControlPlane) -> None:
         self.plane = plane
         self.faults: deque[grpc.StatusCode] = deque()
+        self.stale: set[str] = set()
         self.credentials: set[Any] = set()
 
-    async def ReportProgress(self, request: Any, context: Any) -> Any:
+    async def ReportBatch(self, request: Any, context: Any) -> Any:
         self.credentials.add(dict(context.invocation_metadata()).get("authorization"))
-        self.plane.progress.append(progress_of(request))
-        return pb.ReportProgressResponse()
-
-    async def CompleteJob(self, request: Any, context: Any) -> Any:
-        if self.faults:
+        if self.faults and any(item.HasField("completion") for item in request.items):
             await context.abort(self.faults.popleft(), "as the test wants it")
-        self.plane.completions.append(completion_of(request))
-        return pb.CompleteJobResponse()
+        return pb.ReportBatchResponse(results=[self._taken(item) for item in request.items])
+
+    def _taken(self, item: pb.ReportItem) -> pb.ReportResult:
+        if item.HasField("progress"):
+            self.plane.progress.append(progress_of(item.progress))
+        elif item.completion.job_id in self.stale:
+            self.stale.remove(item.completion.job_id)
+            problem = pb.ReportProblem(status=409, code="stale_attempt", detail="another's")
+            return pb.ReportResult(problem=problem)
+        else:
+            self.plane.completions.append(completion_of(item.completion))
+        return pb.ReportResult(status="JOB_STATUS_RUNNING")
 
 
 async def test_reports_go_by_grpc_until_they_are_taken(plane: ControlPlane, tmp_path: Path) -> None:
@@ -46,7 +56,7 @@ async def test_reports_go_by_grpc_until_they_are_taken(plane: ControlPlane, tmp_
     await server.start()
     asked = desire(plane, "noop://load")
     runs = [order(asked, n=n) for n in range(3)]
-    # Taken at the third try, refused for good, and taken as the failure that it then is.
+    # Taken at the third try; refused for good beside one that is taken.
     service.faults += [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED]
     stop = asyncio.Event()
     by_grpc = settings(
@@ -60,14 +70,11 @@ async def test_reports_go_by_grpc_until_they_are_taken(plane: ControlPlane, tmp_
         report = await plane.until(lambda: plane.ended(runs[0].job_id))
         assert (report.status, report.output) == (AttemptStatus.SUCCEEDED, {"n": 0})
         assert runs[0].job_id in {job_id for job_id, _ in plane.progress}
-        service.faults.append(grpc.StatusCode.FAILED_PRECONDITION)
+        service.stale.add(str(runs[1].job_id))
         await plane.order(OrderKind.RUN, runs[1])
-        await plane.until(lambda: not service.faults)
-        service.faults.append(grpc.StatusCode.INVALID_ARGUMENT)
         await plane.order(OrderKind.RUN, runs[2])
-        report = await plane.until(lambda: plane.ended(runs[2].job_id))
-        assert report.status is AttemptStatus.FAILED
-        assert "as the test wants it" in report.error.message
+        await plane.until(lambda: plane.ended(runs[2].job_id))
+        await plane.until(lambda: not service.stale)
         assert plane.ended(runs[1].job_id) is None
         assert service.credentials == {f"Bearer {plane.credential}"}
     finally:

@@ -8,7 +8,10 @@ import pytest
 from vyvo_dagster.settings import S3Settings
 from vyvo_dagster.store.database import Database
 
+from .fronts import both, dispatched, front
 from .world import Agent, Api, Running, Version, make_settings, ready_version
+
+__all__ = ["both", "dispatched", "front"]
 
 
 @pytest.fixture(scope="session")

@@ -1,16 +1,13 @@
 """Reports of attempts over HTTP and over gRPC: the same answers, by the agent's own clients."""
 
 import asyncio
-import socket
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import grpc
-import httpx
 import pytest
 import sqlalchemy as sa
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
@@ -38,7 +35,6 @@ from vyvo_dagster.protocol.grpc.completion_pb2_grpc import (
     add_CompletionServiceServicer_to_server,
 )
 from vyvo_dagster.protocol.job import (
-    Artifact,
     AttemptStatus,
     CompletionReport,
     JobError,
@@ -46,81 +42,19 @@ from vyvo_dagster.protocol.job import (
 )
 from vyvo_dagster.settings import S3Settings
 from vyvo_dagster.store.database import Database
-from vyvo_dagster.store.records import Job
 from vyvo_dagster.streams.client import connect
 from vyvo_dagster.streams.events import replay
 
-from .test_nodes import submit
-from .world import Agent, Api, Running, Version, dispatch, load, make_settings
+from .fronts import Dispatched, free_port, row, success
+from .world import Agent, Api, Running, make_settings
 
 SERVICE = "vyvo.v1.CompletionService"
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-@pytest.fixture(scope="module")
-def both(
-    postgres_dsn: str, redis_url: str, s3_settings: S3Settings, tmp_path_factory: Any
-) -> Iterator[tuple[str, str]]:
-    """URLs of one api's HTTP and gRPC."""
-    port = free_port()
-    settings = make_settings(
-        postgres_dsn, redis_url, tmp_path_factory.mktemp("data"), grpc_port=port
-    )
-    running = Running(settings, s3_settings)
-    yield running.url, f"grpc://127.0.0.1:{port}"
-    running.close()
-
-
-@pytest.fixture(params=["http", "grpc"])
-async def front(
-    request: pytest.FixtureRequest, both: tuple[str, str], agent: Agent
-) -> AsyncIterator[ControlPlane]:
-    http, rpc = both
-    async with ControlPlane(http, rpc if request.param == "grpc" else None) as plane:
-        plane.credential = agent.credential
-        yield plane
 
 
 @asynccontextmanager
 async def channel(both: tuple[str, str]) -> AsyncIterator[grpc.aio.Channel]:
     async with grpc.aio.insecure_channel(both[1].removeprefix("grpc://")) as opened:
         yield opened
-
-
-Dispatched = Callable[[], Any]
-
-
-@pytest.fixture
-async def dispatched(
-    admin: httpx.Client, agent: Agent, version: Version, database: Database
-) -> Dispatched:
-    assignment_id = await load(admin, agent, version)
-
-    async def one() -> Job:
-        return await dispatch(database, submit(admin, version), agent, assignment_id)
-
-    return one
-
-
-async def row(database: Database, job_id: UUID) -> Job:
-    async with database.transaction() as store:
-        job = await store.jobs.get(job_id, None)
-    assert job is not None
-    return job
-
-
-def success(bucket: str, **values: Any) -> CompletionReport:
-    artifact = Artifact(
-        type="image", url=f"s3://{bucket}/a.png", size_bytes=(1 << 40) + 1, mime_type="image/png",
-        expires_at="2031-02-03T04:05:06.789+00:00",  # pyright: ignore[reportArgumentType]
-    )  # fmt: skip
-    made = {"attempt": 1, "status": AttemptStatus.SUCCEEDED, "artifacts": [artifact], **values}
-    return CompletionReport.model_validate(made)
 
 
 async def test_good_reports_are_taken_and_repeats_change_nothing(

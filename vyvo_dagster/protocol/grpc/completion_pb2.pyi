@@ -118,3 +118,43 @@ class CompleteJobResponse(_message.Message):
     attempt: int
     job_status: JobStatus
     def __init__(self, job_id: _Optional[str] = ..., attempt: _Optional[int] = ..., job_status: _Optional[_Union[JobStatus, str]] = ...) -> None: ...
+
+class ReportItem(_message.Message):
+    __slots__ = ("progress", "completion")
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    COMPLETION_FIELD_NUMBER: _ClassVar[int]
+    progress: ReportProgressRequest
+    completion: CompleteJobRequest
+    def __init__(self, progress: _Optional[_Union[ReportProgressRequest, _Mapping]] = ..., completion: _Optional[_Union[CompleteJobRequest, _Mapping]] = ...) -> None: ...
+
+class ReportBatchRequest(_message.Message):
+    __slots__ = ("items",)
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    items: _containers.RepeatedCompositeFieldContainer[ReportItem]
+    def __init__(self, items: _Optional[_Iterable[_Union[ReportItem, _Mapping]]] = ...) -> None: ...
+
+class ReportProblem(_message.Message):
+    __slots__ = ("status", "code", "detail")
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    status: int
+    code: str
+    detail: str
+    def __init__(self, status: _Optional[int] = ..., code: _Optional[str] = ..., detail: _Optional[str] = ...) -> None: ...
+
+class ReportResult(_message.Message):
+    __slots__ = ("status", "cancel_requested", "problem")
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    CANCEL_REQUESTED_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    status: JobStatus
+    cancel_requested: bool
+    problem: ReportProblem
+    def __init__(self, status: _Optional[_Union[JobStatus, str]] = ..., cancel_requested: bool = ..., problem: _Optional[_Union[ReportProblem, _Mapping]] = ...) -> None: ...
+
+class ReportBatchResponse(_message.Message):
+    __slots__ = ("results",)
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    results: _containers.RepeatedCompositeFieldContainer[ReportResult]
+    def __init__(self, results: _Optional[_Iterable[_Union[ReportResult, _Mapping]]] = ...) -> None: ...

@@ -27,7 +27,8 @@ if _version_not_supported:
 
 class CompletionServiceStub(object):
     """What a node's agent reports of the attempts that it runs; the same calls as
-    POST /api/jobs/{id}/progress and POST /api/jobs/{id}/complete, and the same code behind both.
+    POST /api/jobs/{id}/progress, POST /api/jobs/{id}/complete and POST /api/nodes/{id}/reports, and
+    the same code behind both.
 
     Metadata `authorization: Bearer <node credential>` proves the node. An error carries its stable
     code in the trailer `vyvo-code` and, as google.rpc.ErrorInfo, in `grpc-status-details-bin`.
@@ -50,11 +51,17 @@ class CompletionServiceStub(object):
                 request_serializer=vyvo_dot_v1_dot_completion__pb2.CompleteJobRequest.SerializeToString,
                 response_deserializer=vyvo_dot_v1_dot_completion__pb2.CompleteJobResponse.FromString,
                 _registered_method=True)
+        self.ReportBatch = channel.unary_unary(
+                '/vyvo.v1.CompletionService/ReportBatch',
+                request_serializer=vyvo_dot_v1_dot_completion__pb2.ReportBatchRequest.SerializeToString,
+                response_deserializer=vyvo_dot_v1_dot_completion__pb2.ReportBatchResponse.FromString,
+                _registered_method=True)
 
 
 class CompletionServiceServicer(object):
     """What a node's agent reports of the attempts that it runs; the same calls as
-    POST /api/jobs/{id}/progress and POST /api/jobs/{id}/complete, and the same code behind both.
+    POST /api/jobs/{id}/progress, POST /api/jobs/{id}/complete and POST /api/nodes/{id}/reports, and
+    the same code behind both.
 
     Metadata `authorization: Bearer <node credential>` proves the node. An error carries its stable
     code in the trailer `vyvo-code` and, as google.rpc.ErrorInfo, in `grpc-status-details-bin`.
@@ -81,6 +88,14 @@ class CompletionServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportBatch(self, request, context):
+        """Takes many reports, in the order in which things happened; each gets its own answer. An end that
+        cannot be used fails its attempt with invalid_report.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CompletionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +109,11 @@ def add_CompletionServiceServicer_to_server(servicer, server):
                     request_deserializer=vyvo_dot_v1_dot_completion__pb2.CompleteJobRequest.FromString,
                     response_serializer=vyvo_dot_v1_dot_completion__pb2.CompleteJobResponse.SerializeToString,
             ),
+            'ReportBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportBatch,
+                    request_deserializer=vyvo_dot_v1_dot_completion__pb2.ReportBatchRequest.FromString,
+                    response_serializer=vyvo_dot_v1_dot_completion__pb2.ReportBatchResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'vyvo.v1.CompletionService', rpc_method_handlers)
@@ -104,7 +124,8 @@ def add_CompletionServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class CompletionService(object):
     """What a node's agent reports of the attempts that it runs; the same calls as
-    POST /api/jobs/{id}/progress and POST /api/jobs/{id}/complete, and the same code behind both.
+    POST /api/jobs/{id}/progress, POST /api/jobs/{id}/complete and POST /api/nodes/{id}/reports, and
+    the same code behind both.
 
     Metadata `authorization: Bearer <node credential>` proves the node. An error carries its stable
     code in the trailer `vyvo-code` and, as google.rpc.ErrorInfo, in `grpc-status-details-bin`.
@@ -155,6 +176,33 @@ class CompletionService(object):
             '/vyvo.v1.CompletionService/CompleteJob',
             vyvo_dot_v1_dot_completion__pb2.CompleteJobRequest.SerializeToString,
             vyvo_dot_v1_dot_completion__pb2.CompleteJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vyvo.v1.CompletionService/ReportBatch',
+            vyvo_dot_v1_dot_completion__pb2.ReportBatchRequest.SerializeToString,
+            vyvo_dot_v1_dot_completion__pb2.ReportBatchResponse.FromString,
             options,
             channel_credentials,
             insecure,

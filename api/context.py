@@ -25,6 +25,7 @@ from vyvo_dagster.errors import Unavailable
 from vyvo_dagster.objects import ObjectStore
 from vyvo_dagster.settings import S3Settings, Settings
 from vyvo_dagster.store.database import Database
+from vyvo_dagster.store.submissions import SubmissionLine
 from vyvo_dagster.streams.client import AsyncRedis, connect
 from vyvo_dagster.streams.events import EventHub
 
@@ -129,14 +130,16 @@ async def open_context(settings: Settings, s3: S3Settings) -> AsyncGenerator[Con
                 launcher=Launcher(settings.dagster_url, http, database),
                 input_schemas=InputSchemas(),
                 registry=Registry(database, settings.postgres_dsn),
-                gateway=Gateway(database, redis), stopping=asyncio.Event(), _group=group,
+                gateway=Gateway(SubmissionLine(settings.postgres_dsn), redis),
+                stopping=asyncio.Event(), _group=group,
             )  # fmt: skip
             try:
                 await _ensure_admin_key(context)
                 context.loop("relay", context.relay.run)
                 context.loop("event hub", context.hub.run)
                 context.loop("registry", context.registry.run)
-                context.loop("gateway", context.gateway.run)
+                context.loop("gateway", context.gateway.write_groups)
+                context.loop("gateway announcer", context.gateway.announce_groups)
                 context.loop("announcer", context.announcer.run)
                 context.loop("key use", lambda: _note_use(context))
                 context.spawn("dagster warm-up", context.launcher.warm())

@@ -1,8 +1,9 @@
-"""Group commit: the submissions that came during one flush share the next one.
+"""Group commit: the submissions that came during one write share the next one.
 
-No timer: an idle gateway flushes a lone job at once, a busy one flushes larger groups. A flush is
-one Postgres transaction and then one Redis pipeline; the outbox entries of what the pipeline has
-written are dropped by the next transaction, and written by the relay where it could not.
+No timer: an idle gateway writes a lone job at once, a busy one larger groups. Jobs are answered
+once they are committed; what was committed during one round trip to Redis goes with the next. The
+outbox entries of what Redis has are dropped by the next write, and those of what it has not are
+brought to their streams by the relay.
 """
 
 import asyncio
@@ -11,7 +12,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
-from uuid import UUID
 
 from redis.exceptions import RedisError
 
@@ -19,8 +19,8 @@ from api.jobs.positions import Positions
 from api.jobs.schemas import JobAccepted
 from vyvo_dagster.domain.job import JobEventKind
 from vyvo_dagster.errors import Unavailable, VyvoError
-from vyvo_dagster.store.database import Database, Store
-from vyvo_dagster.store.submissions import NewJob
+from vyvo_dagster.store.database import Store
+from vyvo_dagster.store.submissions import NewJob, SubmissionLine, Submitted
 from vyvo_dagster.streams.client import AsyncRedis
 from vyvo_dagster.streams.submissions import Announced, announce
 
@@ -29,7 +29,9 @@ __all__ = ["Gateway", "Prepared", "Written"]
 log = logging.getLogger(__name__)
 
 _GROUP: Final = 200
-_FLUSH_SECONDS: Final = 10.0
+# Committed and not announced: beyond this, writing waits for Redis.
+_BEHIND: Final = 2000
+_WRITE_SECONDS: Final = 10.0
 _REDIS_SECONDS: Final = 0.5
 _PAUSE_SECONDS: Final = 1.0
 
@@ -41,21 +43,19 @@ class Prepared:
     job: NewJob
     ready_nodes: int
     mean_seconds: float | None
-    ttl_seconds: float
 
     def accepted(self, position: int) -> JobAccepted:
         """The answer."""
-        return JobAccepted.of(
-            self.job, position, self.ready_nodes, self.mean_seconds, self.ttl_seconds
-        )
+        return JobAccepted.of(self.job, position, self.ready_nodes, self.mean_seconds)
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A job that is in the transaction, and its outbox entry."""
+    """A job that is in the transaction, its outbox entry, and its creation in ms."""
 
-    prepared: Prepared
+    job: NewJob
     entry: int
+    at: int
     answer: JobAccepted
 
 
@@ -66,16 +66,27 @@ class _Waiter:
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
 
+    def fail(self, error: Exception) -> None:
+        if not self.answer.done():  # it may have given up
+            self.answer.set_exception(error)
+
 
 class Gateway:
-    """Writes jobs, in groups where they come alone."""
+    """Writes jobs, in groups where they come alone.
 
-    def __init__(self, database: Database, redis: AsyncRedis) -> None:
-        self._database = database
+    Args:
+        line: the connection that groups are written on; closed with `write_groups`.
+    """
+
+    def __init__(self, line: SubmissionLine, redis: AsyncRedis) -> None:
+        self._line = line
         self._redis = redis
         self._positions = Positions()
         self._waiters: list[_Waiter] = []
         self._asked = asyncio.Event()
+        self._untold: list[Written] = []
+        self._told = asyncio.Event()
+        self._tell = asyncio.Event()
         self._done: list[int] = []
         self._paused_until = 0.0
 
@@ -89,104 +100,115 @@ class Gateway:
         self._waiters.append(waiter)
         self._asked.set()
         try:
-            async with asyncio.timeout(3 * _FLUSH_SECONDS):
+            async with asyncio.timeout(3 * _WRITE_SECONDS):
                 return await waiter.answer
         except TimeoutError as error:
             raise Unavailable("the database does not answer; try again shortly") from error
 
     async def write(self, store: Store, jobs: Sequence[Prepared]) -> list[Written] | None:
         """Write jobs in the caller's transaction: all, or None where a version takes jobs no more."""
-        written = await self._write(store, jobs)
+        rows = [p.job for p in jobs]
+        counted = self._positions.unknown(rows)
+        written = self._written(jobs, counted, await store.submissions.submit(rows, counted))
         return written if len(written) == len(jobs) else None
 
-    async def announce(self, written: Sequence[Written]) -> None:
-        """Bring committed jobs to their streams, with their first events, in one round trip.
+    def announce(self, written: Sequence[Written]) -> None:
+        """Bring committed jobs to their streams, with their first events, as soon as can be.
 
         A Redis that is away fails nothing: the relay writes the entries when it is back.
         """
-        if not written or time.monotonic() < self._paused_until:
-            return
-        now = int(time.time() * 1000)
-        told = [
-            Announced(
-                w.prepared.job.stream, str(w.prepared.job.id), now,
-                JobEventKind.QUEUED, w.answer.model_dump_json(exclude={"job_id"}),
-            )
-            for w in written
-        ]  # fmt: skip
-        try:
-            async with asyncio.timeout(_REDIS_SECONDS):
-                await announce(self._redis, told)
-        except (RedisError, TimeoutError, OSError) as error:
-            self._paused_until = time.monotonic() + _PAUSE_SECONDS
-            log.warning("jobs wait in the outbox: %s", error or type(error).__name__)
-        else:
-            self._done += [w.entry for w in written]
-            self._asked.set()
+        self._untold += written
+        self._tell.set()
 
-    async def run(self) -> None:
-        """Flush what was asked for, until canceled."""
+    async def write_groups(self) -> None:
+        """Write what is asked for, until canceled; the other loop is `announce_groups`."""
+        try:
+            await self._write_groups()
+        finally:
+            for waiter in self._waiters:
+                waiter.fail(Unavailable("the api is stopping; try again shortly"))
+            self._waiters.clear()
+            await self._line.close()
+
+    async def _write_groups(self) -> None:
         while True:
             await self._asked.wait()
             self._asked.clear()
+            while len(self._untold) > _BEHIND:
+                self._told.clear()
+                await self._told.wait()
             group, self._waiters = self._waiters[:_GROUP], self._waiters[_GROUP:]
             if self._waiters:
                 self._asked.set()
             try:
-                if group:
+                if group or self._done:
                     await self._flush(group)
-                elif self._done:
-                    await self._tidy()
             finally:
                 for waiter in group:
-                    if not waiter.answer.done():
-                        waiter.answer.set_exception(
-                            Unavailable("the api is stopping; try again shortly")
-                        )
+                    waiter.fail(Unavailable("the api is stopping; try again shortly"))
 
     async def _flush(self, group: Sequence[_Waiter]) -> None:
+        prepared = [w.prepared for w in group]
+        rows = [p.job for p in prepared]
+        counted = self._positions.unknown(rows)
+        done, self._done = self._done, []
         try:
-            written = await self._transact([w.prepared for w in group])
+            async with asyncio.timeout(_WRITE_SECONDS):
+                submitted = await self._line.submit(rows, counted, done)
         except Exception as error:
-            if not isinstance(error, VyvoError):
+            if not isinstance(error, VyvoError | TimeoutError):
                 log.exception("a group of %d submissions failed", len(group))
-            if len(group) > 1 and not isinstance(error, Unavailable):
+            away = isinstance(error, Unavailable | TimeoutError)
+            if len(group) > 1 and not away:
                 # One row that Postgres refuses must not fail its neighbours.
                 for waiter in group:
                     await self._flush([waiter])
                 return
+            if isinstance(error, TimeoutError):
+                error = Unavailable("the database does not answer; try again shortly")
             for waiter in group:
-                if not waiter.answer.done():
-                    waiter.answer.set_exception(error)
+                waiter.fail(error)
             return
-        await self.announce(written)
-        answers: dict[UUID, JobAccepted] = {w.answer.job_id: w.answer for w in written}
+        written = self._written(prepared, counted, submitted)
+        if written:
+            self.announce(written)
+        answers = {w.job.id: w.answer for w in written}
         for waiter in group:
-            if not waiter.answer.done():  # it may have given up
+            if not waiter.answer.done():
                 waiter.answer.set_result(answers.get(waiter.prepared.job.id))
 
-    async def _transact(self, jobs: Sequence[Prepared]) -> list[Written]:
-        done, self._done = self._done, []
-        try:
-            async with asyncio.timeout(_FLUSH_SECONDS), self._database.transaction() as store:
-                if done:
-                    await store.outbox.discard(done)
-                return await self._write(store, jobs) if jobs else []
-        except TimeoutError as error:
-            raise Unavailable("the database does not answer; try again shortly") from error
-
-    async def _write(self, store: Store, jobs: Sequence[Prepared]) -> list[Written]:
-        rows = [p.job for p in jobs]
-        places = await self._positions.of(store, rows)
-        entries = await store.submissions.submit(rows)
+    def _written(
+        self, jobs: Sequence[Prepared], counted: Sequence[str], submitted: Submitted
+    ) -> list[Written]:
+        places = self._positions.of([p.job for p in jobs], counted, submitted.depths)
         return [
-            Written(prepared, entries[prepared.job.id], prepared.accepted(place))
-            for prepared, place in zip(jobs, places, strict=True)
-            if prepared.job.id in entries
+            Written(each.job, entry, submitted.at, each.accepted(place))
+            for each, place in zip(jobs, places, strict=True)
+            if (entry := submitted.entries.get(str(each.job.id))) is not None
         ]
 
-    async def _tidy(self) -> None:
-        try:
-            await self._transact([])
-        except VyvoError:
-            log.debug("the relay will write some entries again; their readers do not mind")
+    async def announce_groups(self) -> None:
+        """Announce what is committed, until canceled."""
+        while True:
+            await self._tell.wait()
+            self._tell.clear()
+            written, self._untold = self._untold, []
+            self._told.set()
+            if time.monotonic() < self._paused_until:
+                continue
+            told = [
+                Announced(
+                    w.job.stream, str(w.job.id), w.at, JobEventKind.QUEUED,
+                    w.answer.model_dump_json(exclude={"job_id"}),
+                )
+                for w in written
+            ]  # fmt: skip
+            try:
+                async with asyncio.timeout(_REDIS_SECONDS):
+                    await announce(self._redis, told)
+            except (RedisError, TimeoutError, OSError) as error:
+                self._paused_until = time.monotonic() + _PAUSE_SECONDS
+                log.warning("jobs wait in the outbox: %s", error or type(error).__name__)
+            else:
+                self._done += [w.entry for w in written]
+                self._asked.set()

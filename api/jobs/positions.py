@@ -2,11 +2,10 @@
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from vyvo_dagster.domain.job import Priority
-from vyvo_dagster.store.database import Store
 from vyvo_dagster.store.submissions import NewJob
 
 __all__ = ["Positions"]
@@ -23,37 +22,48 @@ class Positions:
     def __init__(self) -> None:
         self._long: dict[str, tuple[Counter[Priority], float]] = {}
 
-    async def of(self, store: Store, jobs: Sequence[NewJob]) -> list[int]:
-        """The place of each new job, which is not written yet, among those of its model."""
-        models = {job.model_id for job in jobs}
+    def unknown(self, jobs: Sequence[NewJob]) -> list[str]:
+        """The models whose waiting jobs are to be counted with the writing of `jobs`."""
         now = time.monotonic()
-        waiting = {m: kept[0] for m in models if (kept := self._long.get(m)) and kept[1] > now}
-        unknown = sorted(models - waiting.keys())
-        if unknown:
-            waiting |= {m: Counter[Priority]() for m in unknown}
-            for (model_id, priority), count in (await store.submissions.depths(unknown)).items():
-                waiting[model_id][priority] = count
-            self._keep({m: waiting[m] for m in unknown}, now)
-        return _places(jobs, waiting)
+        models = {job.model_id for job in jobs}
+        return sorted(m for m in models if m not in self._long or self._long[m][1] <= now)
 
-    def _keep(self, counted: dict[str, Counter[Priority]], now: float) -> None:
+    def of(
+        self, jobs: Sequence[NewJob], counted: Sequence[str],
+        depths: Mapping[tuple[str, Priority], int],
+    ) -> list[int]:  # fmt: skip
+        """The place of each new job among those of its model.
+
+        Args:
+            counted: the models that `depths` is of, counted before the jobs were written.
+        """
+        fresh = {model: Counter[Priority]() for model in counted}
+        for (model, priority), count in depths.items():
+            fresh[model][priority] = count
+        kept = {j.model_id for j in jobs} - fresh.keys()
+        waiting = fresh | {model: self._long[model][0] for model in kept}
+        places = _places(jobs, waiting)
+        self._keep(fresh)
+        return places
+
+    def _keep(self, counted: Mapping[str, Counter[Priority]]) -> None:
         if len(self._long) >= _KEPT:
             self._long.clear()
+        until = time.monotonic() + _KEPT_SECONDS
         for model_id, counts in counted.items():
             if counts.total() >= _LONG:
-                self._long[model_id] = (counts, now + _KEPT_SECONDS)
+                self._long[model_id] = (counts, until)
             else:
                 self._long.pop(model_id, None)
 
 
-def _places(jobs: Sequence[NewJob], waiting: dict[str, Counter[Priority]]) -> list[int]:
+def _places(jobs: Sequence[NewJob], waiting: Mapping[str, Counter[Priority]]) -> list[int]:
     coming = Counter((job.model_id, job.priority) for job in jobs)
     places: list[int] = []
     for job in jobs:
         counts = waiting[job.model_id]
         counts[job.priority] += 1
         coming[job.model_id, job.priority] -= 1
-        urgent = _URGENCY[job.priority]
-        ahead = sum(counts[p] + coming[job.model_id, p] for p in urgent)
+        ahead = sum(counts[p] + coming[job.model_id, p] for p in _URGENCY[job.priority])
         places.append(ahead + counts[job.priority])
     return places

@@ -70,15 +70,14 @@ class JobAccepted(BaseModel):
 
     @classmethod
     def of(
-        cls, job: NewJob, position: int, ready_nodes: int, mean_seconds: float | None,
-        ttl_seconds: float,
-    ) -> "JobAccepted":  # fmt: skip
+        cls, job: NewJob, position: int, ready_nodes: int, mean_seconds: float | None
+    ) -> "JobAccepted":
         """The answer to a new job. The ETA takes `mean_seconds` a job on each ready node."""
         eta = detail = None
         if not ready_nodes:
             detail = (
                 f"no ready node has {job.model_id}@{job.version}; "
-                f"the job waits up to {ttl_seconds:.0f} s"
+                f"the job waits up to {job.ttl_seconds:.0f} s"
             )
         elif mean_seconds is not None:
             eta = round(mean_seconds * math.ceil(position / ready_nodes), 3)

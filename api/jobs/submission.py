@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from uuid_utils.compat import uuid7
@@ -46,18 +45,21 @@ async def submit(
         NotFound: no such model or version.
         Conflict: the version does not take jobs.
     """
+    inputs: list[str] = []
     for index, each in enumerate(requests):
         with _at(index, len(requests)):
-            _check(each)
+            inputs.append(_check(each))
     for _ in range(_TRIES):
         if request.key is None and len(requests) == 1:
-            (prepared,) = await _prepare(context, principal, requests, traceparent)
+            (prepared,) = await _prepare(context, principal, requests, inputs, traceparent)
             answer = await context.gateway.add(prepared)
             if answer is not None:
                 return [answer]
         else:
             try:
-                return await _submit_apart(context, principal, requests, request, traceparent)
+                return await _submit_apart(
+                    context, principal, requests, inputs, request, traceparent
+                )
             except _Retired:
                 pass
         # The registry said that a version takes jobs and the row says no: it was retired just now.
@@ -66,15 +68,15 @@ async def submit(
 
 
 async def _submit_apart(
-    context: Context, principal: Principal, requests: Sequence[JobRequest], request: Once,
-    traceparent: str | None,
+    context: Context, principal: Principal, requests: Sequence[JobRequest], inputs: Sequence[str],
+    request: Once, traceparent: str | None,
 ) -> list[JobAccepted]:  # fmt: skip
     written: list[Written] = []
     async with context.database.transaction() as store:
 
         async def write() -> BatchAccepted:
             # Within the claim of the key: a repeat is answered even when the version is gone.
-            jobs = await _prepare(context, principal, requests, traceparent, store)
+            jobs = await _prepare(context, principal, requests, inputs, traceparent, store)
             made = await context.gateway.write(store, jobs)
             if made is None:
                 raise _Retired
@@ -82,51 +84,50 @@ async def _submit_apart(
             return BatchAccepted(jobs=[w.answer for w in made])
 
         answer, _ = await once(store, principal.tenant, request, BatchAccepted, write)
-    await context.gateway.announce(written)
+    context.gateway.announce(written)
     return answer.jobs
 
 
-def _check(request: JobRequest) -> None:
+def _check(request: JobRequest) -> str:
+    """The input as JSON text, once it is known that it can be stored."""
     parse_model_id(request.model_id)
     if request.version is not None:
         parse_version(request.version)
     check_json(request.input, "input")
-    size = len(json.dumps(request.input, ensure_ascii=False).encode())
+    text = json.dumps(request.input, ensure_ascii=False, separators=(",", ":"))
+    size = len(text.encode())
     if size > _INPUT_BYTES:
         raise InvalidInput(
             f"the input is {size} bytes; at most {_INPUT_BYTES} are taken: upload large inputs and send their URL"
         )
+    return text
 
 
 async def _prepare(
     context: Context,
     principal: Principal,
     requests: Sequence[JobRequest],
+    inputs: Sequence[str],
     traceparent: str | None,
     store: Store | None = None,
 ) -> list[Prepared]:
     prepared: list[Prepared] = []
-    now = datetime.now(UTC)
     for index, each in enumerate(requests):
         with _at(index, len(requests)):
             served = await context.registry.find(each.model_id, each.version, store)
             context.input_schemas.check(served.version, each.input)
-        wait = DEFAULT_TTL[each.priority]
-        if each.ttl_seconds is not None:
-            wait = timedelta(seconds=each.ttl_seconds)
+        ttl = each.ttl_seconds
         job = NewJob(
             id=uuid7(), tenant=principal.tenant, model_id=each.model_id,
             version_id=served.version.id, version=served.version.version,
-            priority=each.priority, input=each.input,
-            max_attempts=context.settings.max_attempts, expires_at=now + wait,
-            traceparent=traceparent,
-            stream=keys.jobs(
+            priority=each.priority, input=inputs[index],
+            max_attempts=context.settings.max_attempts,
+            ttl_seconds=DEFAULT_TTL[each.priority].total_seconds() if ttl is None else ttl,
+            traceparent=traceparent, stream=keys.jobs(
                 each.model_id, served.version.version, each.priority, principal.tenant
             ),
         )  # fmt: skip
-        prepared.append(
-            Prepared(job, served.ready_nodes, served.mean_seconds, wait.total_seconds())
-        )
+        prepared.append(Prepared(job, served.ready_nodes, served.mean_seconds))
     return prepared
 
 

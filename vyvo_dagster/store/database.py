@@ -7,17 +7,15 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from vyvo_dagster.errors import InvalidInput, Unavailable
 from vyvo_dagster.store.artifacts import ArtifactRepository
 from vyvo_dagster.store.assignments import AssignmentRepository
 from vyvo_dagster.store.attempts import AttemptRepository
 from vyvo_dagster.store.builds import BuildRepository
 from vyvo_dagster.store.dead_letters import DeadLetterRepository
+from vyvo_dagster.store.errors import translated
 from vyvo_dagster.store.idempotency import IdempotencyRepository
 from vyvo_dagster.store.jobs import JobRepository
 from vyvo_dagster.store.keys import KeyRepository
@@ -91,21 +89,9 @@ class Database:
         Raises Unavailable where the server is away, so that a caller can be told to try again, and
         InvalidInput for a value that no column can hold.
         """
-        try:
+        with translated():
             async with self.engine.begin() as connection:
                 yield Store(connection)
-        except (OperationalError, InterfaceError) as error:
-            raise Unavailable("the database does not answer; try again shortly") from error
-        except DataError as error:
-            raise InvalidInput(
-                "a value cannot be stored: a NUL character, or a number out of range"
-            ) from error
-        except DBAPIError as error:
-            if error.connection_invalidated:
-                raise Unavailable("the database went away; try again shortly") from error
-            raise
-        except PoolTimeoutError as error:
-            raise Unavailable("all database connections are busy; try again shortly") from error
 
     async def close(self) -> None:
         """Close all connections."""

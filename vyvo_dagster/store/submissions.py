@@ -1,24 +1,31 @@
-"""Jobs and their stream entries, written by one statement for all that are submitted at a time."""
+"""Jobs and their stream entries, written by one statement for all that are submitted at a time.
+
+The statement goes to psycopg directly: it is the hottest of all, and half of what it cost was
+the toolkit's. The rows travel as one JSON parameter, which is cheaper to make than an array for
+each column and lets an input be sent as the text that it was checked as.
+"""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
+from typing import Any, Final, LiteralString
 from uuid import UUID
 
-import sqlalchemy as sa
+import psycopg
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from vyvo_dagster.domain.job import JobState, Priority
+from vyvo_dagster.store.errors import translated
 from vyvo_dagster.store.models import SERVABLE
 
-__all__ = ["NewJob", "SubmissionRepository"]
+__all__ = ["NewJob", "SubmissionLine", "SubmissionRepository", "Submitted"]
+
+Depths = Mapping[tuple[str, Priority], int]
 
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
-    """A job to queue, and the stream that its entry goes to."""
+    """A job to queue, and the stream that its entry goes to. `input` is JSON text."""
 
     id: UUID
     tenant: str
@@ -26,82 +33,144 @@ class NewJob:
     version_id: UUID
     version: str
     priority: Priority
-    input: Mapping[str, Any]
+    input: str
     max_attempts: int
-    expires_at: datetime
+    ttl_seconds: float
     traceparent: str | None
     stream: str
 
 
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """What one statement wrote."""
+
+    entries: Mapping[str, int]
+    """Outbox entry by job id; without the jobs whose version does not take jobs any more."""
+    depths: Depths
+    """How many jobs waited before, of the models asked for; empty queues are left out."""
+    at: int
+    """Creation of the jobs, in ms since the epoch, by the database's clock."""
+
+
 # A version is checked where the row is made: a cache may not have heard yet that it was retired.
-_SUBMIT = sa.text("""
+_SUBMIT: Final[LiteralString] = """
 with given as (
-  select * from unnest(
-    cast(:id as uuid[]), cast(:tenant as text[]), cast(:model_id as text[]),
-    cast(:version_id as uuid[]), cast(:version as text[]), cast(:priority as text[]),
-    cast(:input as text[]), cast(:max_attempts as int[]), cast(:expires_at as timestamptz[]),
-    cast(:traceparent as text[]), cast(:stream as text[])
-  ) with ordinality as g (id, tenant, model_id, version_id, version, priority, input,
-    max_attempts, expires_at, traceparent, stream, n)
+  select * from jsonb_to_recordset(%(jobs)s::jsonb) as g (id uuid, tenant text, model_id text,
+    version_id uuid, version text, priority text, input jsonb, max_attempts int, ttl float8,
+    traceparent text, stream text)
+), dropped as (
+  delete from outbox where id = any(%(done)s::bigint[])
 ), made as (
   insert into jobs (id, tenant, model_id, version_id, version, priority, input, max_attempts,
     expires_at, traceparent, state)
-  select g.id, g.tenant, g.model_id, g.version_id, g.version, g.priority, cast(g.input as jsonb),
-    g.max_attempts, g.expires_at, g.traceparent, :queued
+  select g.id, g.tenant, g.model_id, g.version_id, g.version, g.priority, g.input, g.max_attempts,
+    now() + make_interval(secs => g.ttl), g.traceparent, %(queued)s
   from given g join model_versions v on v.id = g.version_id
-  where v.state = any(cast(:servable as text[]))
-  order by g.n
+  where v.state = any(%(servable)s::text[])
   returning id
 ), announced as (
   insert into outbox (stream, fields)
-  select g.stream, jsonb_build_object('id', cast(g.id as text),
-    'at', cast(cast(extract(epoch from now()) * 1000 as bigint) as text))
+  select g.stream, jsonb_build_object('id', g.id::text, 'at', (extract(epoch from now()) * 1000)::bigint::text)
   from given g join made on made.id = g.id
-  order by g.n
-  returning id, fields
+  order by g.id
+  returning id, fields ->> 'id' as job
+), depths as (
+  select model_id, priority, count(*) as waiting from jobs
+  where state = 'queued' and model_id = any(%(models)s::text[])
+  group by model_id, priority
 )
-select cast(fields ->> 'id' as uuid), id from announced
-""")
+select
+  (select jsonb_object_agg(job, id) from announced),
+  (select jsonb_agg(jsonb_build_array(model_id, priority, waiting)) from depths),
+  (extract(epoch from now()) * 1000)::bigint
+"""
 
-_DEPTHS = sa.text("""
-select model_id, priority, count(*) from jobs
-where state = 'queued' and model_id = any(cast(:models as text[]))
-group by model_id, priority
-""")
+
+async def _submit(
+    connection: psycopg.AsyncConnection[Any], jobs: Sequence[NewJob], models: Iterable[str],
+    done: Iterable[int],
+) -> Submitted:  # fmt: skip
+    values = {
+        "jobs": f"[{','.join(map(_row, jobs))}]",
+        "done": f"{{{','.join(map(str, done))}}}",
+        "models": list(models),
+        "queued": JobState.QUEUED.value,
+        "servable": _SERVABLE,
+    }
+    cursor = await connection.execute(_SUBMIT, values, prepare=True)
+    row = await cursor.fetchone()
+    assert row is not None
+    entries, depths, at = row
+    return Submitted(
+        entries or {}, {(model, Priority(p)): count for model, p, count in depths or ()}, at
+    )
+
+
+_SERVABLE: Final = f"{{{','.join(s.value for s in SERVABLE)}}}"
+
+
+def _row(job: NewJob) -> str:
+    head = json.dumps(
+        {
+            "id": str(job.id), "tenant": job.tenant, "model_id": job.model_id,
+            "version_id": str(job.version_id), "version": job.version,
+            "priority": job.priority.value, "max_attempts": job.max_attempts,
+            "ttl": job.ttl_seconds, "traceparent": job.traceparent, "stream": job.stream,
+        }
+    )  # fmt: skip
+    return f'{head[:-1]},"input":{job.input}}}'
 
 
 class SubmissionRepository:
-    """SQL of the gateway's hot path."""
+    """Submissions as a part of a caller's transaction."""
 
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
 
-    async def submit(self, jobs: Sequence[NewJob]) -> dict[UUID, int]:
-        """Queue jobs; those that were, each with the id of its outbox entry.
+    async def submit(self, jobs: Sequence[NewJob], models: Iterable[str]) -> Submitted:
+        """Queue jobs, and count what waits of `models`."""
+        raw = (await self._connection.get_raw_connection()).driver_connection
+        assert isinstance(raw, psycopg.AsyncConnection)
+        return await _submit(raw, jobs, models, ())
 
-        Missing in the answer is a job whose version does not take jobs any more.
+
+class SubmissionLine:
+    """A connection of its own on which each statement is a transaction: one round trip.
+
+    Opened when it is needed, closed after an error. One caller at a time.
+    """
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+        self._connection: psycopg.AsyncConnection[Any] | None = None
+
+    async def submit(
+        self, jobs: Sequence[NewJob], models: Iterable[str], done: Iterable[int]
+    ) -> Submitted:
+        """Queue jobs, count what waits of `models`, and drop the outbox entries `done`.
+
+        Raises:
+            Unavailable: the database is away; the jobs may have been written all the same.
+            InvalidInput: a value that no column can hold; nothing was written.
         """
-        rows = await self._connection.execute(
-            _SUBMIT,
-            {
-                "id": [j.id for j in jobs],
-                "tenant": [j.tenant for j in jobs],
-                "model_id": [j.model_id for j in jobs],
-                "version_id": [j.version_id for j in jobs],
-                "version": [j.version for j in jobs],
-                "priority": [j.priority.value for j in jobs],
-                "input": [json.dumps(j.input) for j in jobs],
-                "max_attempts": [j.max_attempts for j in jobs],
-                "expires_at": [j.expires_at for j in jobs],
-                "traceparent": [j.traceparent for j in jobs],
-                "stream": [j.stream for j in jobs],
-                "queued": JobState.QUEUED.value,
-                "servable": [s.value for s in SERVABLE],
-            },
-        )
-        return {job: int(entry) for job, entry in rows}
+        whole = False
+        try:
+            with translated():
+                connection = self._connection
+                if connection is None:
+                    connection = self._connection = await psycopg.AsyncConnection.connect(
+                        self._dsn, autocommit=True, connect_timeout=5
+                    )
+                submitted = await _submit(connection, jobs, models, done)
+            whole = True
+            return submitted
+        finally:
+            # After an error, or a caller that gave up, the connection's state is not known.
+            if not whole:
+                await self.close()
 
-    async def depths(self, model_ids: Sequence[str]) -> dict[tuple[str, Priority], int]:
-        """How many jobs wait, by model and priority class; a queue that is empty is left out."""
-        rows = await self._connection.execute(_DEPTHS, {"models": list(model_ids)})
-        return {(model, Priority(priority)): int(count) for model, priority, count in rows}
+    async def close(self) -> None:
+        """Close the connection."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()

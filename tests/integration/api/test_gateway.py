@@ -3,7 +3,6 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -16,7 +15,7 @@ from vyvo_dagster.domain.job import Priority
 from vyvo_dagster.domain.model import VersionState
 from vyvo_dagster.errors import InvalidInput
 from vyvo_dagster.store.database import Database
-from vyvo_dagster.store.submissions import NewJob
+from vyvo_dagster.store.submissions import NewJob, SubmissionLine
 from vyvo_dagster.streams import keys
 from vyvo_dagster.streams.client import connect
 
@@ -26,20 +25,20 @@ from .world import Api, Version, ready_version, unique
 def prepared(version: Version, **input: Any) -> Prepared:
     job = NewJob(
         id=uuid7(), tenant="admin", model_id=version.model_id, version_id=version.id,
-        version=version.name, priority=Priority.STANDARD, input=input, max_attempts=3,
-        expires_at=datetime.now(UTC) + timedelta(hours=1), traceparent=None,
+        version=version.name, priority=Priority.STANDARD, input=json.dumps(input), max_attempts=3, ttl_seconds=3600,
+        traceparent=None,
         stream=keys.jobs(version.model_id, version.name, Priority.STANDARD, "admin"),
     )  # fmt: skip
-    return Prepared(job, ready_nodes=0, mean_seconds=None, ttl_seconds=3600)
+    return Prepared(job, ready_nodes=0, mean_seconds=None)
 
 
 @pytest.fixture
 async def gateway(api: Api, database: Database) -> AsyncIterator[Gateway]:
     redis = connect(api.settings.redis_url)
-    made = Gateway(database, redis)
-    task = asyncio.create_task(made.run())
+    made = Gateway(SubmissionLine(api.settings.postgres_dsn), redis)
+    tasks = {asyncio.create_task(run()) for run in (made.write_groups, made.announce_groups)}
     yield made
-    await cancel_all({task})
+    await cancel_all(tasks)
     await redis.aclose()
 
 

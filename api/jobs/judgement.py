@@ -15,7 +15,7 @@ from uuid_utils.compat import uuid7
 
 from api.fields import mended
 from vyvo_dagster.dispatch.requeue import requeue_lost
-from vyvo_dagster.domain.job import JOB, JobEventKind, JobState
+from vyvo_dagster.domain.job import JOB, RETRIED, JobEventKind, JobState
 from vyvo_dagster.errors import InvalidReport, NotFound, StaleAttempt
 from vyvo_dagster.objects import parse_s3_uri
 from vyvo_dagster.protocol.job import (
@@ -27,6 +27,7 @@ from vyvo_dagster.protocol.job import (
     ProgressReport,
     ReportItem,
 )
+from vyvo_dagster.store.attempts import Gone
 from vyvo_dagster.store.database import Store
 from vyvo_dagster.store.jobs import IN_FLIGHT
 from vyvo_dagster.store.records import Job, JobAttempt
@@ -132,7 +133,7 @@ class Judgement:
         now = await reports.end(self._node_id, [end for _, end in self._ends])
         await self._store.artifacts.add_many(self._artifacts)
         if now is not None:
-            self.told.ended = [_measured(job, end.state, now) for job, end in self._ends]
+            self.told.ended += [_measured(job, end.state, now) for job, end in self._ends]
 
     def _progress(self, job_id: UUID, report: ProgressReport) -> tuple[JobState, bool]:
         job = self._current(job_id, report.attempt)
@@ -160,21 +161,27 @@ class Judgement:
         if not self._holds(job, report.attempt):
             return self._repeated(job, report.attempt, str(report.status)), False
         if report.status is AttemptStatus.HANDED_BACK:
-            return await self._hand_back(job), False
+            return await self._requeue(job, Gone(str(report.status)), charged=False), False
+        if report.status is AttemptStatus.FAILED and report.error and report.error.code in RETRIED:
+            message = str(mended(report.error.message))
+            gone = Gone(str(report.status), report.error.code, message)
+            return await self._requeue(job, gone, charged=True), False
         output = mended(report.output)
         self._end(job, JobState(report.status.value), report, output)
         return job.state, False
 
-    async def _hand_back(self, job: ReportedJob) -> JobState:
+    async def _requeue(self, job: ReportedJob, gone: Gone, *, charged: bool) -> JobState:
+        """Have the job tried again, or ended where its attempts are used up."""
         self._running.pop(job.id, None)
         row = await self._store.jobs.get(job.id, None)
         assert row is not None
-        outcome = str(AttemptStatus.HANDED_BACK)
-        changed = await requeue_lost(self._store, row, outcome, charged=False)
+        changed = await requeue_lost(self._store, row, gone, charged=charged)
         assert changed is not None
         job.state = changed.state
-        self._outcomes[job.id, job.attempt] = outcome, None
+        self._outcomes[job.id, job.attempt] = gone.outcome, gone.code
         self.told.requeued.append(changed)
+        if changed.completed_at is not None:
+            self.told.ended.append(_measured(job, job.state, changed.completed_at))
         return job.state
 
     def _refuse(self, job_id: UUID, attempt: int, detail: str) -> None:

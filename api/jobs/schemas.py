@@ -100,12 +100,13 @@ class PriorityChange(Body):
 
 
 class AttemptView(BaseModel):
-    """One attempt. `outcome` is null while it is under way."""
+    """One attempt. `outcome` is null while it is under way; `error_message` says why it failed."""
 
     attempt: int
     node_id: UUID
     outcome: str | None
     error_code: str | None
+    error_message: str | None
     dispatched_at: datetime
     ended_at: datetime | None
 

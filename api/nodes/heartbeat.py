@@ -26,6 +26,7 @@ from vyvo_dagster.protocol.node import (
     ObservedAssignment,
 )
 from vyvo_dagster.store.assignments import Observation
+from vyvo_dagster.store.attempts import Gone
 from vyvo_dagster.store.database import Store
 from vyvo_dagster.store.records import Assignment, Job, ModelVersion
 
@@ -128,7 +129,9 @@ async def _observe(
 async def _leave(store: Store, node_id: UUID, outcome: _Outcome) -> None:
     """The agent stops in order: what it still runs is handed back and not charged to the jobs."""
     for job in await store.attempts.of_node(node_id):
-        changed = await requeue_lost(store, job, str(AttemptStatus.HANDED_BACK), charged=False)
+        changed = await requeue_lost(
+            store, job, Gone(str(AttemptStatus.HANDED_BACK)), charged=False
+        )
         if changed is not None:
             outcome.handed_back.append(changed)
     await store.assignments.restart(node_id)

@@ -12,7 +12,7 @@ from vyvo_dagster.domain.scope import Scope
 from vyvo_dagster.errors import Forbidden, Unauthenticated
 from vyvo_dagster.protocol.node import Register, RegisterAnswer, S3Access
 from vyvo_dagster.security.keys import TokenKind, mint, same_secret
-from vyvo_dagster.store.attempts import LOST
+from vyvo_dagster.store.attempts import LOST, Gone
 from vyvo_dagster.store.database import Store
 from vyvo_dagster.store.records import Job
 
@@ -63,7 +63,7 @@ async def register(context: Context, holder: Principal | None, body: Register) -
         if earlier is not None:
             await store.assignments.restart(node_id)
             for job in await store.attempts.of_node(node_id):
-                changed = await requeue_lost(store, job, LOST, charged=True)
+                changed = await requeue_lost(store, job, Gone(LOST), charged=True)
                 if changed is not None:
                     lost.append(changed)
         if holder is None:

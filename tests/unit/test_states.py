@@ -5,7 +5,7 @@ from enum import StrEnum
 import pytest
 
 from vyvo_dagster.domain.build import BUILD, BuildState
-from vyvo_dagster.domain.job import JOB, JobState, after_lost_attempt
+from vyvo_dagster.domain.job import JOB, JobState, after_lost_attempt, backoff
 from vyvo_dagster.domain.model import VERSION, VersionState
 from vyvo_dagster.domain.node import ASSIGNMENT, NODE, AssignmentState, NodeState
 from vyvo_dagster.domain.state import StateMachine
@@ -69,3 +69,7 @@ def test_a_lost_attempt_is_charged_and_a_handed_back_one_is_not(
     after = after_lost_attempt(attempt, handed_back, max_attempts=3)
     assert after.state == state
     assert after.error_code == ("node_lost" if state == "failed" else None)
+
+
+def test_the_wait_before_the_next_attempt_doubles_up_to_a_minute() -> None:
+    assert [backoff(n).total_seconds() for n in (1, 2, 3, 6, 7, 10_000)] == [1, 2, 4, 32, 60, 60]

@@ -12,11 +12,11 @@ from uuid import UUID
 from redis.exceptions import RedisError
 from uuid_utils.compat import uuid7
 
-from vyvo_dagster.dispatch.requeue import publish_job_changes, requeue_lost, stream_of
+from vyvo_dagster.dispatch.requeue import publish_job_changes, requeue_lost, retry_due, stream_of
 from vyvo_dagster.domain.job import JobState
 from vyvo_dagster.domain.node import NodeEventKind, NodeState
 from vyvo_dagster.errors import Unavailable
-from vyvo_dagster.store.attempts import LOST
+from vyvo_dagster.store.attempts import LOST, Gone
 from vyvo_dagster.store.database import Database
 from vyvo_dagster.streams import keys, queues
 from vyvo_dagster.streams.client import AsyncRedis
@@ -54,6 +54,7 @@ class Upkeep:
             for duty in (
                 self.end_leases,
                 self.end_cancels,
+                self.retry_jobs,
                 self.expire_jobs,
                 self.watch_nodes,
                 self.rebuild_streams,
@@ -72,7 +73,7 @@ class Upkeep:
         """Put jobs whose lease ended back to the queue, or end them."""
         async with self._database.transaction() as store:
             changed = [
-                await requeue_lost(store, job, LOST, charged=True)
+                await requeue_lost(store, job, Gone(LOST), charged=True)
                 for job in await store.attempts.overdue(_BATCH)
             ]
         await publish_job_changes(self._redis, [job for job in changed if job is not None])
@@ -87,6 +88,11 @@ class Upkeep:
                 for job in await store.attempts.cancels_due(_CANCEL_GRACE, _BATCH)
             ]
         await publish_job_changes(self._redis, [job for job in changed if job is not None])
+
+    async def retry_jobs(self) -> None:
+        """Stream jobs again whose wait after a failed attempt is over."""
+        async with self._database.transaction() as store:
+            await retry_due(store, _BATCH)
 
     async def expire_jobs(self) -> None:
         """End jobs whose time in the queue is over."""

@@ -10,10 +10,12 @@ __all__ = [
     "DEFAULT_TTL",
     "JOB",
     "PREDICTION_FAILED",
+    "RETRIED",
     "JobEventKind",
     "JobState",
     "Priority",
     "after_lost_attempt",
+    "backoff",
     "prediction_id",
 ]
 
@@ -106,6 +108,16 @@ def after_lost_attempt(attempt: int, handed_back: int, max_attempts: int) -> Los
     if attempt - handed_back >= max_attempts:
         return LostAttempt(JobState.FAILED, "node_lost")
     return LostAttempt(JobState.QUEUED, None)
+
+
+RETRIED: frozenset[str] = frozenset({"runner_crashed", "runner_unreachable"})
+"""Codes of failures that are the node's or the runner's rather than the job's: tried again."""
+_LONGEST_BACKOFF = timedelta(seconds=60)
+
+
+def backoff(charged: int) -> timedelta:
+    """How long a job waits after its `charged`-th attempt (from 1) failed: 1 s, doubled, at most 60 s."""
+    return min(timedelta(seconds=2.0 ** min(charged - 1, 16)), _LONGEST_BACKOFF)
 
 
 def prediction_id(job_id: str, attempt: int) -> str:

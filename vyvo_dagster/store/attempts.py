@@ -20,7 +20,7 @@ from vyvo_dagster.store.records import Job, JobAttempt
 from vyvo_dagster.store.rows import record
 from vyvo_dagster.store.tables import job_attempts, jobs
 
-__all__ = ["AttemptRepository", "Dispatch"]
+__all__ = ["LOST", "AttemptRepository", "Dispatch", "Gone"]
 
 _J = jobs.c
 _A = job_attempts.c
@@ -36,6 +36,15 @@ class Dispatch:
     job_id: UUID
     node_id: UUID
     assignment_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """How an attempt ended that did not end its job by itself."""
+
+    outcome: str
+    code: str | None = None
+    message: str | None = None
 
 
 class AttemptRepository:
@@ -94,8 +103,16 @@ class AttemptRepository:
             )
         return claimed
 
-    async def requeue(self, job: Job, outcome: str, *, charged: bool) -> Job | None:
-        """Put a job in flight back to the queue; None when its attempt is not the current one."""
+    async def requeue(
+        self, job: Job, gone: Gone, *, charged: bool, delay: timedelta | None = None
+    ) -> Job | None:
+        """Put a job in flight back to the queue; None when its attempt is not the current one.
+
+        Args:
+            gone: how the attempt ended.
+            charged: whether it counts towards `max_attempts`.
+            delay: time before which it is not to be dispatched again.
+        """
         again = await self._one(
             sa.update(jobs)
             .where(_J.id == job.id, _J.attempt == job.attempt, _J.state.in_(IN_FLIGHT))
@@ -107,18 +124,24 @@ class AttemptRepository:
                 progress=None,
                 started_at=None,
                 dispatched_at=None,
+                retry_at=None if delay is None else sa.func.now() + delay,
                 handed_back=_J.handed_back if charged else _J.handed_back + 1,
             )
             .returning(jobs)
         )
         if again is not None:
-            await self.close(job.id, job.attempt, outcome=outcome, error_code=None)
+            await self._close(job, gone)
         return again
 
     async def end_lost(
-        self, job: Job, state: JobState, code: str, message: str, outcome: str = LOST
+        self, job: Job, state: JobState, code: str, message: str, gone: Gone | None = None
     ) -> Job | None:
-        """End a job in flight whose attempt is gone; None when that attempt is not the current one."""
+        """End a job in flight whose attempt is gone; None when that attempt is not the current one.
+
+        Args:
+            state, code, message: of the job.
+            gone: how the attempt ended; lost, for the same reason, unless said otherwise.
+        """
         ended = await self._one(
             sa.update(jobs)
             .where(_J.id == job.id, _J.attempt == job.attempt, _J.state.in_(IN_FLIGHT))
@@ -132,15 +155,34 @@ class AttemptRepository:
             .returning(jobs)
         )
         if ended is not None:
-            await self.close(job.id, job.attempt, outcome=outcome, error_code=code)
+            await self._close(job, gone or Gone(LOST, code, message))
         return ended
 
-    async def close(self, job_id: UUID, attempt: int, outcome: str, error_code: str | None) -> None:
+    async def retries_due(self, limit: int) -> list[Job]:
+        """Jobs whose time to be tried again has come; they are that once."""
+        due = (
+            sa.select(_J.id)
+            .where(_J.state == JobState.QUEUED, _J.retry_at <= sa.func.now())
+            .order_by(_J.retry_at)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+        )
+        rows = await self._connection.execute(
+            sa.update(jobs).where(_J.id.in_(due)).values(retry_at=None).returning(jobs)
+        )
+        return [record(Job, r) for r in rows.mappings()]
+
+    async def _close(self, job: Job, gone: Gone) -> None:
         """Record how an attempt ended; the first outcome stands."""
         await self._connection.execute(
             sa.update(job_attempts)
-            .where(_A.job_id == job_id, _A.attempt == attempt, _A.outcome.is_(None))
-            .values(outcome=outcome, error_code=error_code, ended_at=sa.func.now())
+            .where(_A.job_id == job.id, _A.attempt == job.attempt, _A.outcome.is_(None))
+            .values(
+                outcome=gone.outcome,
+                error_code=gone.code,
+                error_message=gone.message,
+                ended_at=sa.func.now(),
+            )
         )
 
     async def of_job(self, job_id: UUID) -> list[JobAttempt]:

@@ -141,7 +141,9 @@ class JobRepository:
 
     async def queued(self, after: UUID | None, limit: int) -> list[Job]:
         """Waiting jobs in the order of their ids; what the streams are rebuilt from."""
-        query = sa.select(jobs).where(_J.state == JobState.QUEUED).order_by(_J.id).limit(limit)
+        # One that waits to be tried again is not in a stream; its time puts it there.
+        waiting = (_J.state == JobState.QUEUED, _J.retry_at.is_(None))
+        query = sa.select(jobs).where(*waiting).order_by(_J.id).limit(limit)
         if after is not None:
             query = query.where(_J.id > after)
         return [record(Job, r) for r in (await self._connection.execute(query)).mappings()]

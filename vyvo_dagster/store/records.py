@@ -164,6 +164,8 @@ class Job:
     assignment_id: UUID | None
     lease_expires_at: datetime | None
     expires_at: datetime
+    retry_at: datetime | None
+    timeout_seconds: int
     cancel_requested_at: datetime | None
     progress: float | None
     timings: Mapping[str, float]
@@ -197,6 +199,7 @@ class JobAttempt:
     assignment_id: UUID
     outcome: str | None
     error_code: str | None
+    error_message: str | None
     dispatched_at: datetime
     ended_at: datetime | None
 

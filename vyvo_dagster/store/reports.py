@@ -104,9 +104,10 @@ _END = sa.text(f"""
                      timings)
         where jobs.id = given.id and jobs.attempt = given.attempt and jobs.node_id = :node_id
             and jobs.state in ({_IN_FLIGHT})
-        returning jobs.id, jobs.attempt, jobs.state, jobs.error_code
+        returning jobs.id, jobs.attempt, jobs.state, jobs.error_code, jobs.error_message
     )
-    update job_attempts set outcome = ended.state, error_code = ended.error_code, ended_at = now()
+    update job_attempts set outcome = ended.state, error_code = ended.error_code,
+        error_message = ended.error_message, ended_at = now()
     from ended
     where job_attempts.job_id = ended.id and job_attempts.attempt = ended.attempt
         and job_attempts.outcome is null

@@ -216,6 +216,8 @@ jobs = sa.Table(
     sa.Column("assignment_id", _UUID),
     sa.Column("lease_expires_at", _TIME),
     sa.Column("expires_at", _TIME, nullable=False, comment="End of its life in the queue."),
+    sa.Column("retry_at", _TIME, comment="It waits, in no stream before then."),
+    sa.Column("timeout_seconds", sa.Integer, nullable=False, server_default="3600"),
     sa.Column("cancel_requested_at", _TIME),
     sa.Column("progress", sa.Double),
     sa.Column("timings", JSONB, nullable=False, server_default="{}"),
@@ -236,6 +238,11 @@ jobs = sa.Table(
         postgresql_where=sa.text("state = 'queued'"),
     ),
     sa.Index(
+        "jobs_retry_idx",
+        "retry_at",
+        postgresql_where=sa.text("state = 'queued' and retry_at is not null"),
+    ),
+    sa.Index(
         "jobs_in_flight_idx",
         "node_id",
         postgresql_where=sa.text("state in ('dispatched', 'running')"),
@@ -252,6 +259,7 @@ job_attempts = sa.Table(
     sa.Column("assignment_id", _UUID, nullable=False),
     sa.Column("outcome", sa.Text, comment="An AttemptStatus, or lost; null while under way."),
     sa.Column("error_code", sa.Text),
+    sa.Column("error_message", sa.Text),
     _now("dispatched_at"),
     sa.Column("ended_at", _TIME),
 )

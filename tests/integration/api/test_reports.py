@@ -189,6 +189,43 @@ async def test_a_handed_back_item_is_queued_again_and_nothing_follows_it(
     assert (shown["status"], shown["started_at"]) == ("queued", None)
 
 
+async def test_a_crash_is_tried_again_after_a_wait_and_the_last_one_gives_its_reason(
+    api: Api, admin: httpx.Client, agent: Agent, version: Version, database: Database
+) -> None:
+    assignment_id = await load(admin, agent, version)
+    job_id = submit(admin, version)
+    for attempt in (1, 2, 3):
+        await dispatch(database, job_id, agent, assignment_id)
+        error = {"code": "runner_crashed", "message": f"SIGSEGV {attempt}"}
+        crash = ended(job_id, "failed", attempt, error=error)
+        status = "queued" if attempt < 3 else "failed"
+        for _ in range(2):
+            assert codes(report(agent, crash)) == [status]
+        async with database.transaction() as store:
+            job = await store.jobs.get(UUID(job_id), None)
+            assert job is not None
+            # It is in no stream, and is put in none by a rebuild, before its time has come.
+            assert job.id not in [j.id for j in await store.jobs.queued(None, 10_000)]
+            if attempt < 3:
+                (closed,) = (await store.attempts.of_job(job.id))[-1:]
+                assert job.retry_at is not None
+                assert closed.ended_at is not None
+                assert (job.retry_at - closed.ended_at).total_seconds() == 2 ** (attempt - 1)
+    shown = admin.get(f"/api/jobs/{job_id}").json()
+    assert (shown["status"], shown["error"]) == ("failed", error)
+    assert [(a["outcome"], a["error_code"], a["error_message"]) for a in shown["attempts"]] == [
+        ("failed", "runner_crashed", f"SIGSEGV {n}") for n in (1, 2, 3)
+    ]
+    async with connect(api.settings.redis_url) as redis:
+        told = [e.kind for e in await replay(redis, job_id)]
+    assert told == ["queued", "requeued", "requeued", "completed"]
+    # What is the job's own fault is not tried again.
+    own = submit(admin, version)
+    await dispatch(database, own, agent, assignment_id)
+    fault = {"code": "prediction_failed", "message": "no"}
+    assert codes(report(agent, ended(own, "failed", error=fault))) == ["failed"]
+
+
 async def test_batches_and_heartbeats_over_the_same_rows_do_not_wait_in_a_circle(
     admin: httpx.Client, agent: Agent, version: Version, database: Database
 ) -> None:

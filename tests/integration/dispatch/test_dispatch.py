@@ -9,8 +9,10 @@ from uuid_utils.compat import uuid7
 
 from tests.integration.dispatch.conftest import World
 from vyvo_dagster.dispatch.main import orchestrate
+from vyvo_dagster.dispatch.requeue import requeue_lost
 from vyvo_dagster.domain.job import JobState, Priority
 from vyvo_dagster.domain.node import NodeState
+from vyvo_dagster.store.attempts import Gone
 from vyvo_dagster.store.reports import End
 from vyvo_dagster.streams import events, keys, queues
 
@@ -173,3 +175,21 @@ async def test_a_silent_node_is_suspect_then_lost_and_gets_no_work(world: World)
     (job_id,) = await world.submit(Priority.INTERACTIVE)
     await asyncio.sleep(0.5)
     assert (await world.job(job_id)).state is JobState.QUEUED
+
+
+@pytest.mark.usefixtures("orchestrator")
+async def test_a_crashed_attempt_is_tried_again_elsewhere_and_not_at_once(world: World) -> None:
+    (job_id,) = await world.submit(Priority.STANDARD)
+    first, _ = await world.node()
+    job = await world.until(job_id, "dispatched")
+    other, _ = await world.node()
+    async with world.database.transaction() as store:
+        gone = Gone("failed", "runner_crashed", "SIGSEGV")
+        again = await requeue_lost(store, job, gone, charged=True)
+    assert again is not None
+    assert again.retry_at is not None
+    job = await world.until(job_id, "dispatched")
+    assert (job.attempt, job.node_id) == (2, other)
+    assert job.dispatched_at is not None
+    assert again.retry_at <= job.dispatched_at < again.retry_at + timedelta(seconds=4)
+    assert first != other

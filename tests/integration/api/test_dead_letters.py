@@ -10,7 +10,7 @@ from uuid_utils.compat import uuid7
 
 from vyvo_dagster.client import Client
 from vyvo_dagster.dispatch.requeue import requeue_lost
-from vyvo_dagster.store.attempts import LOST
+from vyvo_dagster.store.attempts import LOST, Gone
 from vyvo_dagster.store.database import Database
 
 from .test_auth import make_key
@@ -26,7 +26,7 @@ async def lose(database: Database, admin: httpx.Client, agent: Agent, version: V
     for _ in range(3):
         job = await dispatch(database, job_id, agent, assignment_id)
         async with database.transaction() as store:
-            await requeue_lost(store, job, LOST, charged=True)
+            await requeue_lost(store, job, Gone(LOST), charged=True)
     return job_id
 
 

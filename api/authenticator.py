@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
 from uuid import UUID
@@ -13,6 +13,7 @@ from vyvo_dagster.domain.scope import Scope
 from vyvo_dagster.errors import InvalidInput, Unauthenticated
 from vyvo_dagster.security.keys import TokenKind, digest_of, matches, parse_token
 from vyvo_dagster.store.database import Database
+from vyvo_dagster.store.records import KeyLimits
 
 __all__ = ["Authenticator", "Principal"]
 
@@ -31,6 +32,7 @@ class Principal:
     scopes: frozenset[Scope]
     node_id: UUID | None
     expires_at: datetime | None
+    limits: KeyLimits = field(default_factory=KeyLimits)
 
     @property
     def sees(self) -> str | None:
@@ -89,8 +91,9 @@ class Authenticator:
                 raise _unknown()
             key = found[0]
             principal = Principal(
-                key.id, key.prefix, key.tenant, key.scopes, key.node_id, key.expires_at
-            )
+                key.id, key.prefix, key.tenant, key.scopes, key.node_id, key.expires_at,
+                key.limits,
+            )  # fmt: skip
             if len(self._known) >= _CACHE_SIZE:
                 self._known.clear()
             self._known[digest] = (principal, self._clock() + _CACHE_SECONDS)

@@ -15,6 +15,7 @@ from api.announcer import Announcer
 from api.authenticator import Authenticator
 from api.builds.launch import Launcher
 from api.jobs.gateway import Gateway
+from api.jobs.rates import Rates
 from api.jobs.registry import Registry
 from api.jobs.reports import Reports
 from api.jobs.schema_check import InputSchemas
@@ -59,6 +60,7 @@ class Context:
     input_schemas: InputSchemas
     registry: Registry
     gateway: Gateway
+    rates: Rates
     stopping: asyncio.Event
     """Set when the process stops: event streams end."""
     _group: asyncio.TaskGroup
@@ -131,7 +133,7 @@ async def open_context(settings: Settings, s3: S3Settings) -> AsyncGenerator[Con
                 input_schemas=InputSchemas(),
                 registry=Registry(database, settings.postgres_dsn),
                 gateway=Gateway(SubmissionLine(settings.postgres_dsn), redis),
-                stopping=asyncio.Event(), _group=group,
+                rates=Rates(redis), stopping=asyncio.Event(), _group=group,
             )  # fmt: skip
             try:
                 await _ensure_admin_key(context)

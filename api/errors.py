@@ -62,6 +62,7 @@ async def _of_ours(_: Request, error: Exception) -> JSONResponse:
         headers["WWW-Authenticate"] = "Bearer"
     elif isinstance(error, Unavailable | RateLimited):
         headers["Retry-After"] = _RETRY_SECONDS
+    headers |= error.headers
     return problem(error.status, error.code, error.detail, error.extra, headers)
 
 

@@ -17,6 +17,7 @@
     │   ├── StaleBoot             409 stale_boot
     │   └── IllegalTransition     409 illegal_transition
     ├── RateLimited               429 rate_limited
+    │   └── QuotaExceeded         429 quota_exceeded
     ├── BuildFailed               500 build_failed
     ├── RunnerFailed              500 runner_failed
     └── Unavailable               503 unavailable
@@ -38,6 +39,7 @@ __all__ = [
     "InvalidReport",
     "InvalidWeightsUri",
     "NotFound",
+    "QuotaExceeded",
     "RateLimited",
     "RunnerFailed",
     "StaleAttempt",
@@ -65,6 +67,8 @@ class VyvoError(Exception):
         super().__init__(detail)
         self.detail = detail
         self.extra = extra
+        self.headers: dict[str, str] = {}
+        """Of the answer, for those that have some."""
 
 
 class InvalidInput(VyvoError):
@@ -167,6 +171,12 @@ class RateLimited(VyvoError):
 
     status = 429
     code = "rate_limited"
+
+
+class QuotaExceeded(RateLimited):
+    """As many jobs of this key wait as may wait."""
+
+    code = "quota_exceeded"
 
 
 class BuildFailed(VyvoError):

@@ -40,20 +40,22 @@ Traceparent = Annotated[str | None, Header(max_length=256, description="W3C trac
 @router.post("", status_code=202, summary="Submit a job")
 async def submit(
     body: JobRequest, principal: JobsWrite, context: Ctx, request: OnceDep,
-    traceparent: Traceparent = None,
+    response: Response, traceparent: Traceparent = None,
 ) -> JobAccepted:  # fmt: skip
     """Where no node has the model ready the job waits, says so in `detail`, and expires after its TTL."""
     trace = submission.traceparent_or_none(traceparent)
+    response.headers.update(await context.rates.take(principal, 1))
     return (await submission.submit(context, principal, [body], request, trace))[0]
 
 
 @router.post("/batch", status_code=202, summary="Submit jobs together")
 async def submit_batch(
     body: BatchRequest, principal: JobsWrite, context: Ctx, request: OnceDep,
-    traceparent: Traceparent = None,
+    response: Response, traceparent: Traceparent = None,
 ) -> BatchAccepted:  # fmt: skip
     """All are queued, or none where one is wrong."""
     trace = submission.traceparent_or_none(traceparent)
+    response.headers.update(await context.rates.take(principal, len(body.jobs)))
     return BatchAccepted(
         jobs=await submission.submit(context, principal, body.jobs, request, trace)
     )

@@ -50,14 +50,14 @@ class Express:
         if scope["type"] != "http" or scope["path"] != _PATH or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
-        headers: dict[bytes, bytes] = dict(scope["headers"])
-        token = _token(headers)
-        trace = headers.get(b"traceparent", b"")
+        sent: dict[bytes, bytes] = dict(scope["headers"])
+        token = _token(sent)
+        trace = sent.get(b"traceparent", b"")
         if (
             token is None
-            or b"idempotency-key" in headers
+            or b"idempotency-key" in sent
             or len(trace) > _TRACEPARENT_CHARS
-            or headers.get(b"content-type", b"").partition(b";")[0].strip() != b"application/json"
+            or sent.get(b"content-type", b"").partition(b";")[0].strip() != b"application/json"
         ):
             await self._app(scope, receive, send)
             return
@@ -65,7 +65,8 @@ class Express:
         try:
             body = await _body(receive)
             try:
-                answer = await _submit(scope["app"].state.context, token, body, trace.decode())
+                context: Context = scope["app"].state.context
+                headers, answer = await _submit(context, token, body, trace.decode())
             except (ValidationError, UnicodeDecodeError):
                 await self._app(scope, _again(body, receive), send)
                 return
@@ -74,17 +75,21 @@ class Express:
         except (VyvoError, HTTPException) as error:
             await (await problem_of(Request(scope), error))(scope, receive, send)
             return
-        response = Response(answer.model_dump_json(), 202, media_type="application/json")
+        response = Response(answer.model_dump_json(), 202, headers, "application/json")
         await response(scope, receive, send)
 
 
-async def _submit(context: Context, token: str, body: bytes, trace: str) -> JobAccepted:
+async def _submit(
+    context: Context, token: str, body: bytes, trace: str
+) -> tuple[dict[str, str], JobAccepted]:
     principal = await context.authenticator.authenticate(token)
     require(principal, KeyScope.JOBS_WRITE)
     request = JobRequest.model_validate_json(body)
     once = Once(None, _ROUTE, b"")
     traceparent = submission.traceparent_or_none(trace or None)
-    return (await submission.submit(context, principal, [request], once, traceparent))[0]
+    limits = await context.rates.take(principal, 1)
+    accepted = await submission.submit(context, principal, [request], once, traceparent)
+    return limits, accepted[0]
 
 
 def _token(headers: dict[bytes, bytes]) -> str | None:

@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 from api.jobs.positions import Positions
 from api.jobs.schemas import JobAccepted
 from vyvo_dagster.domain.job import JobEventKind
-from vyvo_dagster.errors import Unavailable, VyvoError
+from vyvo_dagster.errors import QuotaExceeded, Unavailable, VyvoError
 from vyvo_dagster.store.database import Store
 from vyvo_dagster.store.submissions import NewJob, SubmissionLine, Submitted
 from vyvo_dagster.streams.client import AsyncRedis
@@ -94,6 +94,7 @@ class Gateway:
         """Write one job with whatever else comes now; None where its version takes jobs no more.
 
         Raises:
+            QuotaExceeded: too many jobs of its key wait.
             Unavailable: the database is away. The job may have been written all the same.
         """
         waiter = _Waiter(prepared)
@@ -106,10 +107,17 @@ class Gateway:
             raise Unavailable("the database does not answer; try again shortly") from error
 
     async def write(self, store: Store, jobs: Sequence[Prepared]) -> list[Written] | None:
-        """Write jobs in the caller's transaction: all, or None where a version takes jobs no more."""
+        """Write jobs in the caller's transaction: all, or None where a version takes jobs no more.
+
+        Raises:
+            QuotaExceeded: too many jobs of their key wait; the transaction is to be rolled back.
+        """
         rows = [p.job for p in jobs]
         counted = self._positions.unknown(rows)
-        written = self._written(jobs, counted, await store.submissions.submit(rows, counted))
+        submitted = await store.submissions.submit(rows, counted)
+        if submitted.over_quota:
+            raise _over(rows[0])
+        written = self._written(jobs, counted, submitted)
         return written if len(written) == len(jobs) else None
 
     def announce(self, written: Sequence[Written]) -> None:
@@ -155,27 +163,32 @@ class Gateway:
         try:
             async with asyncio.timeout(_WRITE_SECONDS):
                 submitted = await self._line.submit(rows, counted, done)
-        except Exception as error:
-            if not isinstance(error, VyvoError | TimeoutError):
-                log.exception("a group of %d submissions failed", len(group))
-            away = isinstance(error, Unavailable | TimeoutError)
-            if len(group) > 1 and not away:
-                # One row that Postgres refuses must not fail its neighbours.
-                for waiter in group:
-                    await self._flush([waiter])
-                return
-            if isinstance(error, TimeoutError):
-                error = Unavailable("the database does not answer; try again shortly")
-            for waiter in group:
-                waiter.fail(error)
+        except Exception as error:  # noqa: BLE001 - it goes to those who wait
+            await self._failed(group, error)
             return
         written = self._written(prepared, counted, submitted)
         if written:
             self.announce(written)
         answers = {w.job.id: w.answer for w in written}
         for waiter in group:
-            if not waiter.answer.done():
-                waiter.answer.set_result(answers.get(waiter.prepared.job.id))
+            job = waiter.prepared.job
+            if str(job.id) in submitted.over_quota:
+                waiter.fail(_over(job))
+            elif not waiter.answer.done():
+                waiter.answer.set_result(answers.get(job.id))
+
+    async def _failed(self, group: Sequence[_Waiter], error: Exception) -> None:
+        if isinstance(error, TimeoutError):
+            error = Unavailable("the database does not answer; try again shortly")
+        elif not isinstance(error, VyvoError):
+            log.error("a group of %d submissions failed", len(group), exc_info=error)
+        if len(group) > 1 and not isinstance(error, Unavailable):
+            # One row that Postgres refuses must not fail its neighbours.
+            for waiter in group:
+                await self._flush([waiter])
+            return
+        for waiter in group:
+            waiter.fail(error)
 
     def _written(
         self, jobs: Sequence[Prepared], counted: Sequence[str], submitted: Submitted
@@ -212,3 +225,9 @@ class Gateway:
             else:
                 self._done += [w.entry for w in written]
                 self._asked.set()
+
+
+def _over(job: NewJob) -> QuotaExceeded:
+    return QuotaExceeded(
+        f"{job.max_queued} jobs of this key may wait, and no more; try again when some have begun"
+    )

@@ -44,6 +44,7 @@ async def submit(
         InvalidInput, InputSchemaMismatch: of an input; in a batch `index` says which.
         NotFound: no such model or version.
         Conflict: the version does not take jobs.
+        QuotaExceeded: too many jobs of this key wait.
     """
     inputs: list[str] = []
     for index, each in enumerate(requests):
@@ -112,6 +113,7 @@ async def _prepare(
     store: Store | None = None,
 ) -> list[Prepared]:
     prepared: list[Prepared] = []
+    quota = principal.limits.max_queued
     for index, each in enumerate(requests):
         with _at(index, len(requests)):
             served = await context.registry.find(each.model_id, each.version, store)
@@ -126,6 +128,7 @@ async def _prepare(
             traceparent=traceparent, stream=keys.jobs(
                 each.model_id, served.version.version, each.priority, principal.tenant
             ),
+            key_id=principal.key_id if quota is not None else None, max_queued=quota,
         )  # fmt: skip
         prepared.append(Prepared(job, served.ready_nodes, served.mean_seconds))
     return prepared

@@ -1,5 +1,6 @@
 """/api/keys: API keys, for admins."""
 
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -9,7 +10,7 @@ from uuid_utils.compat import uuid7
 from api.auth import IsAdmin
 from api.context import Ctx
 from api.fields import Cursor, Limit, Listing, listing
-from api.keys.schemas import KeyCreate, KeyCreated, KeyView, key_view
+from api.keys.schemas import KeyChange, KeyCreate, KeyCreated, KeyView, key_view
 from vyvo_dagster.errors import NotFound
 from vyvo_dagster.security.keys import TokenKind, mint
 
@@ -28,7 +29,7 @@ async def create(body: KeyCreate, principal: IsAdmin, context: Ctx) -> KeyCreate
     async with context.database.transaction() as store:
         key = await store.keys.add(
             id=uuid7(), prefix=token.prefix, secret_sha256=token.digest, name=body.name,
-            tenant=body.tenant, scopes=body.scopes, expires_at=expires_at,
+            tenant=body.tenant, scopes=body.scopes, expires_at=expires_at, limits=body.limits.kept(),
         )  # fmt: skip
         await store.keys.audit(
             id=uuid7(), tenant=principal.tenant, key_prefix=principal.prefix, action="key_create",
@@ -46,6 +47,22 @@ async def browse(
         found = await store.keys.browse(cursor, limit)
     shown, next_cursor = listing(found, limit)
     return Listing(items=[key_view(k) for k in shown], next_cursor=next_cursor)
+
+
+@router.patch("/{key_id}", summary="Change an API key's limits")
+async def change(key_id: UUID, body: KeyChange, principal: IsAdmin, context: Ctx) -> KeyView:
+    """In force here at once, in other api processes after at most 5 s."""
+    limits = body.limits.kept()
+    async with context.database.transaction() as store:
+        if await store.keys.get(key_id) is None:
+            raise NotFound("no such key")
+        key = await store.keys.set_limits(key_id, limits)
+        await store.keys.audit(
+            id=uuid7(), tenant=principal.tenant, key_prefix=principal.prefix, action="key_change",
+            subject=str(key_id), detail=asdict(limits),
+        )  # fmt: skip
+    context.authenticator.forget(key_id=key_id)
+    return key_view(key)
 
 
 @router.delete("/{key_id}", status_code=204, summary="Revoke an API key")

@@ -1,5 +1,6 @@
 """API keys, node credentials among them, and the audit log of what admins did."""
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
@@ -11,7 +12,7 @@ from sqlalchemy.engine import RowMapping
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from vyvo_dagster.domain.scope import Scope
-from vyvo_dagster.store.records import ApiKey
+from vyvo_dagster.store.records import ApiKey, KeyLimits
 from vyvo_dagster.store.rows import page
 from vyvo_dagster.store.tables import api_keys, audit_log
 
@@ -30,6 +31,7 @@ def _key(row: RowMapping) -> ApiKey:
         expires_at=row["expires_at"],
         last_used_at=row["last_used_at"],
         revoked_at=row["revoked_at"],
+        limits=KeyLimits(row["rate_per_second"], row["burst"], row["max_queued"]),
     )
 
 
@@ -50,6 +52,7 @@ class KeyRepository:
         scopes: Iterable[Scope],
         node_id: UUID | None = None,
         expires_at: datetime | None = None,
+        limits: KeyLimits | None = None,
     ) -> ApiKey:
         """Store a key; a key with the same prefix is replaced (the admin key ensured at start)."""
         values = {
@@ -60,6 +63,7 @@ class KeyRepository:
             "scopes": sorted(str(s) for s in scopes),
             "node_id": node_id,
             "expires_at": expires_at,
+            **dataclasses.asdict(limits or KeyLimits()),
         }
         row = await self._connection.execute(
             insert(api_keys)
@@ -92,6 +96,22 @@ class KeyRepository:
             sa.select(api_keys).where(api_keys.c.node_id.is_(None)), api_keys.c.id, cursor, limit
         )
         return [_key(r) for r in (await self._connection.execute(query)).mappings()]
+
+    async def get(self, id: UUID) -> ApiKey | None:
+        """A key that is no node's; locked until this transaction ends."""
+        query = sa.select(api_keys).where(api_keys.c.id == id, api_keys.c.node_id.is_(None))
+        row = (await self._connection.execute(query.with_for_update())).mappings().first()
+        return None if row is None else _key(row)
+
+    async def set_limits(self, id: UUID, limits: KeyLimits) -> ApiKey:
+        """Replace the limits of a key that `get` has found."""
+        row = await self._connection.execute(
+            sa.update(api_keys)
+            .where(api_keys.c.id == id)
+            .values(**dataclasses.asdict(limits))
+            .returning(api_keys)
+        )
+        return _key(row.mappings().one())
 
     async def revoke(self, id: UUID) -> bool:
         """Revoke a key; False when there is none. Repeats change nothing."""

@@ -32,11 +32,12 @@ class OutboxRepository:
     async def take(self, limit: int) -> list[OutboxEntry]:
         """Take the oldest entries; they are gone when the transaction commits.
 
-        Rows that another relay holds are passed over, so several may run. A crash between the
+        Rows that another relay holds, or that their writer still holds, are passed over. A crash between the
         stream's write and the commit writes an entry twice; readers claim by row and do not mind.
         """
         oldest = (
             sa.select(outbox.c.id)
+            .where(sa.or_(outbox.c.held_until.is_(None), outbox.c.held_until < sa.func.now()))
             .order_by(outbox.c.id)
             .limit(limit)
             .with_for_update(skip_locked=True)
@@ -45,10 +46,6 @@ class OutboxRepository:
             sa.delete(outbox).where(outbox.c.id.in_(oldest)).returning(outbox)
         )
         return sorted((record(OutboxEntry, r) for r in rows.mappings()), key=lambda e: e.id)
-
-    async def discard(self, ids: Sequence[int]) -> None:
-        """Drop entries that their writer has brought to their streams itself."""
-        await self._connection.execute(sa.delete(outbox).where(outbox.c.id.in_(list(ids))))
 
     async def lag_seconds(self) -> float:
         """Age of the oldest entry, 0 when there is none."""

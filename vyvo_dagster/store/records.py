@@ -20,6 +20,7 @@ __all__ = [
     "DeadEntry",
     "Job",
     "JobAttempt",
+    "KeyLimits",
     "Model",
     "ModelVersion",
     "Node",
@@ -221,6 +222,15 @@ class ArtifactRow:
 
 
 @dataclass(frozen=True, slots=True)
+class KeyLimits:
+    """What a key may do; None is no limit. `burst` is set exactly where `rate_per_second` is."""
+
+    rate_per_second: float | None = None
+    burst: int | None = None
+    max_queued: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ApiKey:
     """A row of api_keys, without its hash."""
 
@@ -234,6 +244,7 @@ class ApiKey:
     expires_at: datetime | None
     last_used_at: datetime | None
     revoked_at: datetime | None
+    limits: "KeyLimits"
 
 
 @dataclass(frozen=True, slots=True)

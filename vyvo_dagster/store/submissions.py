@@ -6,7 +6,7 @@ each column and lets an input be sent as the text that it was checked as.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, LiteralString
 from uuid import UUID
@@ -38,6 +38,10 @@ class NewJob:
     ttl_seconds: float
     traceparent: str | None
     stream: str
+    key_id: UUID | None = None
+    """The API key, where it has a quota."""
+    max_queued: int | None = None
+    """Its quota: how many of its jobs may wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,31 +50,45 @@ class Submitted:
 
     entries: Mapping[str, int]
     """Outbox entry by job id; without the jobs whose version does not take jobs any more."""
+    over_quota: Collection[str]
+    """Ids of the jobs that were not written since too many of their key wait."""
     depths: Depths
     """How many jobs waited before, of the models asked for; empty queues are left out."""
     at: int
     """Creation of the jobs, in ms since the epoch, by the database's clock."""
 
 
+# Entries are held for their writer, who announces them itself; the relay takes what it left behind.
+# A quota is counted and not locked: two groups at a time may together go over it by one group.
 # A version is checked where the row is made: a cache may not have heard yet that it was retired.
 _SUBMIT: Final[LiteralString] = """
 with given as (
   select * from jsonb_to_recordset(%(jobs)s::jsonb) as g (id uuid, tenant text, model_id text,
     version_id uuid, version text, priority text, input jsonb, max_attempts int, ttl float8,
-    traceparent text, stream text)
+    traceparent text, stream text, key_id uuid, max_queued int)
 ), dropped as (
   delete from outbox where id = any(%(done)s::bigint[])
+), waiting as (
+  select key_id, (select count(*) from jobs j where j.key_id = k.key_id and j.state = 'queued') n
+  from (select distinct key_id from given where key_id is not null) k
+), allowed as (
+  select id from (
+    select g.id, g.max_queued - w.n as room,
+      row_number() over (partition by g.key_id order by g.id) as place
+    from given g left join waiting w on w.key_id = g.key_id
+  ) counted where room is null or place <= room
 ), made as (
   insert into jobs (id, tenant, model_id, version_id, version, priority, input, max_attempts,
-    expires_at, traceparent, state)
+    expires_at, traceparent, key_id, state)
   select g.id, g.tenant, g.model_id, g.version_id, g.version, g.priority, g.input, g.max_attempts,
-    now() + make_interval(secs => g.ttl), g.traceparent, %(queued)s
-  from given g join model_versions v on v.id = g.version_id
+    now() + make_interval(secs => g.ttl), g.traceparent, g.key_id,
+    %(queued)s
+  from given g join model_versions v on v.id = g.version_id join allowed a on a.id = g.id
   where v.state = any(%(servable)s::text[])
   returning id
 ), announced as (
-  insert into outbox (stream, fields)
-  select g.stream, jsonb_build_object('id', g.id::text, 'at', (extract(epoch from now()) * 1000)::bigint::text)
+  insert into outbox (stream, held_until, fields)
+  select g.stream, now() + interval '2 seconds', jsonb_build_object('id', g.id::text, 'at', (extract(epoch from now()) * 1000)::bigint::text)
   from given g join made on made.id = g.id
   order by g.id
   returning id, fields ->> 'id' as job
@@ -81,6 +99,7 @@ with given as (
 )
 select
   (select jsonb_object_agg(job, id) from announced),
+  (select jsonb_agg(g.id) from given g where not exists (select from allowed a where a.id = g.id)),
   (select jsonb_agg(jsonb_build_array(model_id, priority, waiting)) from depths),
   (extract(epoch from now()) * 1000)::bigint
 """
@@ -100,9 +119,12 @@ async def _submit(
     cursor = await connection.execute(_SUBMIT, values, prepare=True)
     row = await cursor.fetchone()
     assert row is not None
-    entries, depths, at = row
+    entries, over_quota, depths, at = row
     return Submitted(
-        entries or {}, {(model, Priority(p)): count for model, p, count in depths or ()}, at
+        entries or {},
+        over_quota or (),
+        {(model, Priority(p)): count for model, p, count in depths or ()},
+        at,
     )
 
 
@@ -116,6 +138,8 @@ def _row(job: NewJob) -> str:
             "version_id": str(job.version_id), "version": job.version,
             "priority": job.priority.value, "max_attempts": job.max_attempts,
             "ttl": job.ttl_seconds, "traceparent": job.traceparent, "stream": job.stream,
+            "key_id": None if job.key_id is None else str(job.key_id),
+            "max_queued": job.max_queued,
         }
     )  # fmt: skip
     return f'{head[:-1]},"input":{job.input}}}'

@@ -222,6 +222,7 @@ jobs = sa.Table(
     sa.Column("progress", sa.Double),
     sa.Column("timings", JSONB, nullable=False, server_default="{}"),
     sa.Column("traceparent", sa.Text),
+    sa.Column("key_id", _UUID, comment="The API key, where it limits how many jobs may wait."),
     _now(),
     sa.Column("dispatched_at", _TIME),
     sa.Column("started_at", _TIME),
@@ -246,6 +247,11 @@ jobs = sa.Table(
         "jobs_in_flight_idx",
         "node_id",
         postgresql_where=sa.text("state in ('dispatched', 'running')"),
+    ),
+    sa.Index(
+        "jobs_quota_idx",
+        "key_id",
+        postgresql_where=sa.text("state = 'queued' and key_id is not null"),
     ),
     sa.Index("jobs_failed_idx", "id", postgresql_where=sa.text("state = 'failed'")),
 )
@@ -294,6 +300,9 @@ api_keys = sa.Table(
     _now(),
     sa.Column("expires_at", _TIME),
     sa.Column("last_used_at", _TIME),
+    sa.Column("rate_per_second", sa.Double, comment="Jobs a second; null is no limit."),
+    sa.Column("burst", sa.Integer, comment="Jobs at once; set with rate_per_second."),
+    sa.Column("max_queued", sa.Integer, comment="Jobs that may wait; null is no limit."),
     sa.Column("revoked_at", _TIME),
 )
 
@@ -326,6 +335,7 @@ outbox = sa.Table(
     sa.Column("id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
     sa.Column("stream", sa.Text, nullable=False),
     sa.Column("fields", JSONB, nullable=False),
+    sa.Column("held_until", _TIME, comment="Until then its writer brings it to the stream itself."),
     _now(),
 )
 

@@ -23,6 +23,7 @@ __all__ = [
     "jobs",
     "jobs_parts",
     "node",
+    "rate",
     "run_lease",
 ]
 
@@ -82,6 +83,11 @@ def job_events(job_id: UUID | str) -> str:
 def build_log(build_id: UUID | str) -> str:
     """Log lines of a build under way; fields: n, t, step, text, and on the last entry end."""
     return f"vyvo:build-log:{build_id}"
+
+
+def rate(key_id: UUID | str) -> str:
+    """Token bucket of one API key; fields: tokens, at (seconds since the epoch)."""
+    return f"vyvo:rate:{key_id}"
 
 
 def run_lease(run_id: str) -> str:

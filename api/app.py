@@ -14,6 +14,7 @@ from api.context import open_context
 from api.errors import add_handlers
 from api.events import endpoints as events
 from api.jobs import endpoints as jobs
+from api.jobs import webhooks
 from api.jobs.express import Express
 from api.keys import endpoints as keys
 from api.limits import BodyLimit
@@ -58,7 +59,7 @@ def create_app(settings: Settings, s3: S3Settings | None = None) -> FastAPI:
         lifespan=lifespan, redirect_slashes=False,
     )  # fmt: skip
     routers = [n.router for n in (builds, models, nodes, jobs, artifacts, keys, events, health)]
-    routers.append(jobs.dead_letters_router)
+    routers += [jobs.dead_letters_router, webhooks.router]
     for router in routers:
         app.include_router(router)
     add_handlers(app)

@@ -7,7 +7,8 @@
     │   ├── InvalidEnv            422 invalid_env
     │   ├── UnknownTemplate       422 unknown_template
     │   ├── InputSchemaMismatch   422 input_schema_mismatch
-    │   └── InvalidReport         422 invalid_report
+    │   ├── InvalidReport         422 invalid_report
+    │   └── InvalidWebhook        422 invalid_webhook
     ├── Unauthenticated           401 unauthenticated
     ├── Forbidden                 403 forbidden
     ├── NotFound                  404 not_found
@@ -37,6 +38,7 @@ __all__ = [
     "InvalidInput",
     "InvalidModelId",
     "InvalidReport",
+    "InvalidWebhook",
     "InvalidWeightsUri",
     "NotFound",
     "QuotaExceeded",
@@ -94,6 +96,12 @@ class InvalidEnv(InvalidInput):
     """An environment name or value that cannot be carried safely."""
 
     code = "invalid_env"
+
+
+class InvalidWebhook(InvalidInput):
+    """A webhook that may not be called, or a secret that cannot sign one."""
+
+    code = "invalid_webhook"
 
 
 class UnknownTemplate(InvalidInput):

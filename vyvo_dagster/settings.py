@@ -109,6 +109,9 @@ class Settings(BaseSettings):
     max_attempts: int = Field(
         default=3, ge=1, description="Attempts of a job before it fails as node_lost."
     )
+    webhook_allow_loopback: bool = Field(
+        default=False, description="Let webhooks go to this machine itself, by http too."
+    )
     artifact_ttl_seconds: int = Field(
         default=7 * 86400, gt=0, description="Life of an artifact in its bucket."
     )

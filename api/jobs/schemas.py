@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, Field
@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 from api.artifacts.schemas import ArtifactView
 from api.fields import Body
 from vyvo_dagster.domain.job import JobState, Priority
+from vyvo_dagster.domain.webhook import DeliveryState
 from vyvo_dagster.protocol.job import JobError
 from vyvo_dagster.store.records import Job, JobAttempt
 from vyvo_dagster.store.submissions import NewJob
@@ -26,9 +27,23 @@ __all__ = [
     "PriorityChange",
     "ProgressAnswer",
     "ReportAnswer",
+    "Webhook",
+    "WebhookView",
     "job_summary",
     "job_view",
 ]
+
+
+class Webhook(Body):
+    """Where a job's end is told, signed. The result is kept whether or not that succeeds."""
+
+    url: str = Field(
+        max_length=2048, description="https, at a public host.",
+        examples=["https://hooks.example.com/vyvo"],
+    )  # fmt: skip
+    events: list[Literal["succeeded", "failed", "canceled", "expired"]] | None = Field(
+        None, min_length=1, max_length=4, description="Which ends; unset: all."
+    )
 
 
 class JobRequest(Body):
@@ -49,6 +64,22 @@ class JobRequest(Body):
         None, gt=0, le=7 * 86400,
         description="Life in the queue; unset: 600 s for interactive, 24 h otherwise.",
     )  # fmt: skip
+    webhook: Webhook | None = None
+
+
+class WebhookView(BaseModel):
+    """A delivery. `id` is its `webhook-id`, the same at each try; five tries, then it has failed."""
+
+    id: UUID
+    event: str = Field(examples=["job.succeeded"])
+    url: str
+    state: DeliveryState
+    tries: int
+    next_try_at: datetime | None = Field(description="While it is pending.")
+    last_status: int | None = Field(description="HTTP status of the last try, if it got one.")
+    last_error: str | None
+    created_at: datetime
+    delivered_at: datetime | None
 
 
 class BatchRequest(Body):

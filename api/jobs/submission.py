@@ -11,6 +11,7 @@ from api.auth import Principal
 from api.context import Context
 from api.fields import check_json
 from api.idempotency import Once, once
+from api.jobs import webhooks
 from api.jobs.gateway import Prepared, Written
 from api.jobs.schemas import BatchAccepted, JobAccepted, JobRequest
 from vyvo_dagster.domain.job import DEFAULT_TTL
@@ -50,6 +51,8 @@ async def submit(
     for index, each in enumerate(requests):
         with _at(index, len(requests)):
             inputs.append(_check(each))
+            webhooks.check(context, each.webhook)
+    await webhooks.check_signable(context, principal, [each.webhook for each in requests])
     for _ in range(_TRIES):
         if request.key is None and len(requests) == 1:
             (prepared,) = await _prepare(context, principal, requests, inputs, traceparent)
@@ -125,7 +128,7 @@ async def _prepare(
             priority=each.priority, input=inputs[index],
             max_attempts=context.settings.max_attempts,
             ttl_seconds=DEFAULT_TTL[each.priority].total_seconds() if ttl is None else ttl,
-            traceparent=traceparent, stream=keys.jobs(
+            traceparent=traceparent, webhook=webhooks.stored(each.webhook), stream=keys.jobs(
                 each.model_id, served.version.version, each.priority, principal.tenant
             ),
             key_id=principal.key_id if quota is not None else None, max_queued=quota,

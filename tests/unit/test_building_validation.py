@@ -3,12 +3,12 @@
 import pytest
 
 from vyvo_dagster.building.validation import (
-    is_public_address,
     validate_base_image,
     validate_env,
     validate_repo,
     validate_weights_uri,
 )
+from vyvo_dagster.domain.address import is_public_address
 from vyvo_dagster.errors import InvalidEnv, InvalidInput, InvalidWeightsUri
 
 

@@ -14,7 +14,8 @@ from urllib.parse import urljoin, urlsplit
 
 import httpx
 
-from vyvo_dagster.building.validation import is_public_address, validate_weights_uri
+from vyvo_dagster.building.validation import validate_weights_uri
+from vyvo_dagster.domain.address import is_public_address
 from vyvo_dagster.errors import BuildFailed, InvalidWeightsUri
 
 __all__ = ["Resolve", "public_addresses", "resolve", "stream_public"]

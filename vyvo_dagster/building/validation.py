@@ -5,18 +5,17 @@ row. What only shows at fetch time (a name that resolves to a private address, a
 checked again where the bytes are fetched, in `addresses.py`.
 """
 
-import ipaddress
 import re
 from collections.abc import Mapping
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
+from vyvo_dagster.domain.address import may_be_public
 from vyvo_dagster.errors import InvalidEnv, InvalidInput, InvalidWeightsUri, VyvoError
 from vyvo_dagster.objects.uri import parse_s3_uri
 
 __all__ = [
     "WEIGHTS_SCHEMES",
-    "is_public_address",
     "validate_base_image",
     "validate_env",
     "validate_repo",
@@ -34,17 +33,6 @@ _ENV_TOTAL_BYTES: Final = 32768
 _ENV_RESERVED = re.compile(r"(?:LD_|DYLD_|PYTHON|VYVO_|COG_|UV_|PIP_|DOCKER_|BUILDKIT_|GLIBC_|MALLOC_).*|"
                            r"PATH|HOME|USER|SHELL|IFS|ENV|BASH_ENV|PROMPT_COMMAND|HOSTNAME|TMPDIR|"
                            r"GCONV_PATH|NODE_OPTIONS|PERL5OPT|RUBYOPT")  # fmt: skip
-_HOST = re.compile(r"(?=.{1,253}\Z)(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)*"
-                   r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.?")  # fmt: skip
-_LOCAL_NAMES: Final = (
-    "localhost",
-    "local",
-    "internal",
-    "localdomain",
-    "home.arpa",
-    "intranet",
-    "lan",
-)
 _HF_ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?")
 _REVISION = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9])?")
 # distribution's reference grammar: [domain/]path[:tag][@sha256:digest].
@@ -53,25 +41,6 @@ _REFERENCE = re.compile(
     r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*"
     r"(?::[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?(?:@sha256:[0-9a-f]{64})?"
 )
-
-
-def is_public_address(text: str) -> bool:
-    """Whether an IP address literal may be fetched from: globally routable unicast only.
-
-    IPv4 addresses that hide in IPv6 (mapped, 6to4, NAT64, Teredo) are judged as themselves.
-    """
-    try:
-        address = ipaddress.ip_address(text.partition("%")[0])
-    except ValueError:
-        return False
-    if isinstance(address, ipaddress.IPv6Address):
-        teredo = address.teredo
-        inner = address.ipv4_mapped or address.sixtofour or (teredo[1] if teredo else None)
-        if inner is None and address in ipaddress.ip_network("64:ff9b::/96"):
-            inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-        if inner is not None:
-            return is_public_address(str(inner))
-    return address.is_global and not (address.is_multicast or address.is_reserved)
 
 
 def validate_weights_uri(uri: str) -> str:
@@ -199,23 +168,8 @@ def _check_https(uri: str, error: type[VyvoError], field: str) -> None:
         raise error(f"{field} must not hold a fragment (#)")
     if any(part in {".", ".."} for part in unquote(parts.path).split("/")):
         raise error(f"{field} must not hold . or .. in its path")
-    if not _may_be_public(host):
+    if not may_be_public(host):
         raise error(f"{field} must be at a public host; {host[:64]} is local, private or malformed")
-
-
-def _may_be_public(host: str) -> bool:
-    """Whether a host could be public. A name that only resolves to private addresses still passes."""
-    if ":" in host:
-        return is_public_address(host)
-    name = host.rstrip(".").lower()
-    if not _HOST.fullmatch(host) or "." not in name:
-        return False
-    last = name.rsplit(".", 1)[-1]
-    # inet_aton reads 127.1, 0x7f.1 and 017700000001 as addresses; a real top-level domain is
-    # never numeric, so whatever ends so must be a plain dotted quad.
-    if last.isdigit() or last.startswith("0x"):
-        return is_public_address(name)
-    return not any(name == local or name.endswith(f".{local}") for local in _LOCAL_NAMES)
 
 
 def _carried(char: str) -> bool:

@@ -40,6 +40,7 @@ A value that is JSON is taken as JSON (7, true, [1,2]), anything else as text;
     show_default=True,
 )  # fmt: skip
 @click.option("--ttl", type=click.IntRange(1, 7 * 86400), help="Seconds it may wait in the queue.")
+@click.option("--webhook", "webhook", help="URL that is told how the job ended.")
 @click.option("--idempotency-key", help="The same key never makes a second job within 24 h.")
 @click.option(
     "-f", "--follow", "following", is_flag=True, help="Show its progress, then its result."
@@ -52,15 +53,16 @@ A value that is JSON is taken as JSON (7, true, [1,2]), anything else as text;
 @client_command
 def submit(
     where: Where, model: str, pairs: tuple[str, ...], file: Path | None, version: str | None,
-    priority: str, ttl: int | None, idempotency_key: str | None, following: bool,
+    priority: str, ttl: int | None, webhook: str | None, idempotency_key: str | None, following: bool,
     output: Path | None, as_json: bool,
 ) -> int:  # fmt: skip
     """Submit a job to MODEL (owner/name). With --follow the exit status is 0 only if it succeeds."""
+    options = {} if webhook is None else {"webhook": {"url": webhook}}
     given = _read(file) | _parsed(pairs)
     with where.client() as client:
         accepted = client.submit(
             model, given, version=version, priority=Priority(priority), ttl_seconds=ttl,
-            idempotency_key=idempotency_key,
+            idempotency_key=idempotency_key, **options,
         )  # fmt: skip
         if following or output is not None:
             click.echo(f"job {accepted.job_id}", err=True)

@@ -27,6 +27,7 @@ from vyvo_dagster.client.models import (
     Node,
     Page,
     Version,
+    WebhookDelivery,
 )
 from vyvo_dagster.client.problems import problem
 from vyvo_dagster.client.retry import RetryPolicy
@@ -181,6 +182,18 @@ class AsyncClient:
     ) -> Page[DeadLetter]:
         """A page of what failed through no fault of its prediction, newest first."""
         return await self.send(calls.dead_letters(model_id, cursor, limit))
+
+    async def webhooks(self, job_id: Id) -> tuple[WebhookDelivery, ...]:
+        """The deliveries of a job's webhook, oldest first."""
+        return await self.send(calls.webhooks(job_id))
+
+    async def redeliver(self, job_id: Id, delivery_id: Id) -> WebhookDelivery:
+        """Start an ended delivery again, with the same `webhook-id`."""
+        return await self.send(calls.redeliver(job_id, delivery_id))
+
+    async def set_webhook_secret(self, secret: str | None = None) -> str:
+        """Set the secret that signs the tenant's webhooks, a new one if None; it is shown only here."""
+        return await self.send(calls.set_webhook_secret(secret))
 
     def job_events(self, job_id: Id, after: str = "") -> AsyncGenerator[Event]:
         """A job's events, kept and live, until `completed`; each once, over lost connections too."""

@@ -23,6 +23,7 @@ from vyvo_dagster.client.models import (
     Node,
     Page,
     Version,
+    WebhookDelivery,
 )
 from vyvo_dagster.domain.job import JobState, Priority
 from vyvo_dagster.errors import Unavailable
@@ -166,6 +167,25 @@ def requeue(
 def dead_letters(model_id: str | None, cursor: str | None, limit: int) -> Call[Page[DeadLetter]]:
     params = _given(model_id=model_id, cursor=cursor, limit=limit)
     return Call("GET", "/api/dead-letters", _read(Page[DeadLetter]), params=params)
+
+
+def webhooks(job_id: Id) -> Call[tuple[WebhookDelivery, ...]]:
+    def read(answer: Any) -> tuple[WebhookDelivery, ...]:
+        return tuple(WebhookDelivery.model_validate(each) for each in answer)
+
+    return Call("GET", f"/api/jobs/{_id(job_id)}/webhooks", read)
+
+
+def redeliver(job_id: Id, delivery_id: Id) -> Call[WebhookDelivery]:
+    path = f"/api/jobs/{_id(job_id)}/webhooks/{_id(delivery_id)}/redeliver"
+    return Call("POST", path, _read(WebhookDelivery))
+
+
+def set_webhook_secret(secret: str | None) -> Call[str]:
+    def read(answer: Any) -> str:
+        return str(answer["secret"])
+
+    return Call("POST", "/api/webhook-secret", read, _given(secret=secret))
 
 
 def job_events(job_id: Id) -> Stream:

@@ -26,6 +26,7 @@ from vyvo_dagster.client.models import (
     Node,
     Page,
     Version,
+    WebhookDelivery,
 )
 from vyvo_dagster.client.problems import problem
 from vyvo_dagster.client.retry import RetryPolicy
@@ -178,6 +179,18 @@ class Client:
     ) -> Page[DeadLetter]:
         """A page of what failed through no fault of its prediction, newest first."""
         return self.send(calls.dead_letters(model_id, cursor, limit))
+
+    def webhooks(self, job_id: Id) -> tuple[WebhookDelivery, ...]:
+        """The deliveries of a job's webhook, oldest first."""
+        return self.send(calls.webhooks(job_id))
+
+    def redeliver(self, job_id: Id, delivery_id: Id) -> WebhookDelivery:
+        """Start an ended delivery again, with the same `webhook-id`."""
+        return self.send(calls.redeliver(job_id, delivery_id))
+
+    def set_webhook_secret(self, secret: str | None = None) -> str:
+        """Set the secret that signs the tenant's webhooks, a new one if None; it is shown only here."""
+        return self.send(calls.set_webhook_secret(secret))
 
     def job_events(self, job_id: Id, after: str = "") -> Generator[Event]:
         """A job's events, kept and live, until `completed`; each once, over lost connections too."""

@@ -12,6 +12,7 @@ from vyvo_dagster.domain.build import BUILD, BuildState
 from vyvo_dagster.domain.job import JOB, JobState, Priority
 from vyvo_dagster.domain.model import VersionState
 from vyvo_dagster.domain.node import AssignmentState, NodeState
+from vyvo_dagster.domain.webhook import DeliveryState
 from vyvo_dagster.protocol.job import JobError
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Node",
     "Page",
     "Version",
+    "WebhookDelivery",
 ]
 
 T = TypeVar("T")
@@ -132,6 +134,21 @@ class DeadLetter(_Answer):
     last_node_id: UUID | None = None
     stream: str | None = None
     fields: dict[str, str] | None = None
+
+
+class WebhookDelivery(_Answer):
+    """A delivery of a job's webhook; `id` is its `webhook-id`."""
+
+    id: UUID
+    event: str
+    url: str
+    state: DeliveryState
+    tries: int
+    next_try_at: datetime | None
+    last_status: int | None
+    last_error: str | None
+    created_at: datetime
+    delivered_at: datetime | None
 
 
 class BuildAccepted(_Answer):

@@ -17,6 +17,7 @@ from vyvo_dagster.dispatch.gauges import Gauges
 from vyvo_dagster.dispatch.health import serve
 from vyvo_dagster.dispatch.relay import Relay
 from vyvo_dagster.dispatch.upkeep import Upkeep
+from vyvo_dagster.dispatch.webhooks import WebhookSender
 from vyvo_dagster.settings import Settings
 from vyvo_dagster.store.database import Database
 from vyvo_dagster.streams.client import connect
@@ -65,6 +66,9 @@ async def orchestrate(settings: Settings, stop: asyncio.Event) -> None:
                     "wake": dispatcher.listen(),
                     "dispatch": dispatcher.run(),
                     "gauges": Gauges(database).run(),
+                    "webhooks": WebhookSender(
+                        database, allow_loopback=settings.webhook_allow_loopback
+                    ).run(),
                     **upkeep.loops(),
                 }.items()
             ]

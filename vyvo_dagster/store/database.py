@@ -24,6 +24,7 @@ from vyvo_dagster.store.nodes import NodeRepository
 from vyvo_dagster.store.outbox import OutboxRepository
 from vyvo_dagster.store.reports import ReportRepository
 from vyvo_dagster.store.submissions import SubmissionRepository
+from vyvo_dagster.store.webhooks import WebhookRepository
 
 __all__ = ["Database", "Store", "async_dsn"]
 
@@ -50,6 +51,7 @@ class Store:
         self.models = ModelRepository(connection)
         self.nodes = NodeRepository(connection)
         self.outbox = OutboxRepository(connection)
+        self.webhooks = WebhookRepository(connection)
         self.reports = ReportRepository(connection)
         self.submissions = SubmissionRepository(connection)
 

@@ -93,6 +93,7 @@ class DeadLetterRepository:
                         expires_at=sa.func.now() + wait,
                         requeued_at=sa.func.now(),
                         priority=_J.priority if priority is None else priority,
+                        retry_at=None,
                         node_id=None,
                         assignment_id=None,
                         lease_expires_at=None,

@@ -11,6 +11,7 @@ from vyvo_dagster.domain.job import JobState, Priority
 from vyvo_dagster.domain.model import Modality, VersionState
 from vyvo_dagster.domain.node import AssignmentState, NodeState
 from vyvo_dagster.domain.scope import Scope
+from vyvo_dagster.domain.webhook import DeliveryState
 
 __all__ = [
     "ApiKey",
@@ -26,6 +27,7 @@ __all__ = [
     "Node",
     "NodeEvent",
     "OutboxEntry",
+    "WebhookDelivery",
 ]
 
 
@@ -171,6 +173,7 @@ class Job:
     progress: float | None
     timings: Mapping[str, float]
     traceparent: str | None
+    webhook: Mapping[str, Any] | None
     created_at: datetime
     dispatched_at: datetime | None
     started_at: datetime | None
@@ -245,6 +248,24 @@ class ApiKey:
     last_used_at: datetime | None
     revoked_at: datetime | None
     limits: "KeyLimits"
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookDelivery:
+    """A row of webhook_deliveries, without its payload."""
+
+    id: UUID
+    tenant: str
+    job_id: UUID
+    event: str
+    url: str
+    state: DeliveryState
+    tries: int
+    next_try_at: datetime
+    last_status: int | None
+    last_error: str | None
+    created_at: datetime
+    delivered_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)

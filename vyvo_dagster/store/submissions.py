@@ -42,6 +42,7 @@ class NewJob:
     """The API key, where it has a quota."""
     max_queued: int | None = None
     """Its quota: how many of its jobs may wait."""
+    webhook: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ _SUBMIT: Final[LiteralString] = """
 with given as (
   select * from jsonb_to_recordset(%(jobs)s::jsonb) as g (id uuid, tenant text, model_id text,
     version_id uuid, version text, priority text, input jsonb, max_attempts int, ttl float8,
-    traceparent text, stream text, key_id uuid, max_queued int)
+    traceparent text, stream text, key_id uuid, max_queued int, webhook jsonb)
 ), dropped as (
   delete from outbox where id = any(%(done)s::bigint[])
 ), waiting as (
@@ -79,9 +80,9 @@ with given as (
   ) counted where room is null or place <= room
 ), made as (
   insert into jobs (id, tenant, model_id, version_id, version, priority, input, max_attempts,
-    expires_at, traceparent, key_id, state)
+    expires_at, traceparent, key_id, webhook, state)
   select g.id, g.tenant, g.model_id, g.version_id, g.version, g.priority, g.input, g.max_attempts,
-    now() + make_interval(secs => g.ttl), g.traceparent, g.key_id,
+    now() + make_interval(secs => g.ttl), g.traceparent, g.key_id, g.webhook,
     %(queued)s
   from given g join model_versions v on v.id = g.version_id join allowed a on a.id = g.id
   where v.state = any(%(servable)s::text[])
@@ -140,6 +141,7 @@ def _row(job: NewJob) -> str:
             "ttl": job.ttl_seconds, "traceparent": job.traceparent, "stream": job.stream,
             "key_id": None if job.key_id is None else str(job.key_id),
             "max_queued": job.max_queued,
+            "webhook": job.webhook,
         }
     )  # fmt: skip
     return f'{head[:-1]},"input":{job.input}}}'

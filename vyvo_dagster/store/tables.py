@@ -14,6 +14,7 @@ from vyvo_dagster.domain.build import BuildBackend, BuildState
 from vyvo_dagster.domain.job import JobState, Priority
 from vyvo_dagster.domain.model import Modality, VersionState
 from vyvo_dagster.domain.node import AssignmentState, NodeState
+from vyvo_dagster.domain.webhook import DeliveryState
 
 __all__ = [
     "api_keys",
@@ -223,6 +224,7 @@ jobs = sa.Table(
     sa.Column("timings", JSONB, nullable=False, server_default="{}"),
     sa.Column("traceparent", sa.Text),
     sa.Column("key_id", _UUID, comment="The API key, where it limits how many jobs may wait."),
+    sa.Column("webhook", JSONB, comment="url, events (ends of the job); null for none."),
     _now(),
     sa.Column("dispatched_at", _TIME),
     sa.Column("started_at", _TIME),
@@ -327,6 +329,40 @@ dead_entries = sa.Table(
     sa.Column("reason", sa.Text, nullable=False),
     _now(),
     sa.UniqueConstraint("stream", "entry_id"),
+)
+
+webhook_secrets = sa.Table(
+    "webhook_secrets",
+    metadata,
+    sa.Column("tenant", sa.Text, primary_key=True),
+    sa.Column("secret", sa.Text, nullable=False, comment="Signs, so it cannot be kept as a hash."),
+    sa.Column("previous", sa.Text),
+    _now("set_at"),
+)
+
+webhook_deliveries = sa.Table(
+    "webhook_deliveries",
+    metadata,
+    _id(),
+    sa.Column("tenant", sa.Text, nullable=False),
+    sa.Column("job_id", _UUID, sa.ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("event", sa.Text, nullable=False),
+    sa.Column("url", sa.Text, nullable=False),
+    sa.Column("payload", JSONB, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("tries", sa.Integer, nullable=False, server_default="0"),
+    _now("next_try_at"),
+    sa.Column("last_status", sa.Integer, comment="HTTP status of the last try, if it got one."),
+    sa.Column("last_error", sa.Text),
+    _now(),
+    sa.Column("delivered_at", _TIME),
+    _one_of("state", DeliveryState),
+    sa.Index(None, "job_id"),
+    sa.Index(
+        "webhook_deliveries_due_idx",
+        "next_try_at",
+        postgresql_where=sa.text("state = 'pending'"),
+    ),
 )
 
 outbox = sa.Table(

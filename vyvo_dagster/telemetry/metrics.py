@@ -23,6 +23,7 @@ __all__ = [
     "QUEUE_DEPTH",
     "QUEUE_OLDEST",
     "SSE_CLIENTS",
+    "WEBHOOKS",
     "exposition",
 ]
 
@@ -78,6 +79,9 @@ BUILD_DURATION: Final = Histogram(
 SSE_CLIENTS: Final = Gauge("vyvo_sse_clients", "Open event streams.", ["route"])
 OUTBOX_LAG: Final = Gauge(
     "vyvo_outbox_lag_seconds", "Age of the oldest stream entry still to be written."
+)
+WEBHOOKS: Final = Counter(
+    "vyvo_webhooks_total", "Tries to deliver a webhook: delivered, failed, given_up.", ["outcome"]
 )
 HTTP_REQUESTS: Final = Histogram(
     "vyvo_http_request_seconds",

@@ -100,6 +100,18 @@ def test_lists_are_paged(client: Client, version: Version) -> None:
     assert client.jobs(model_id=version.model_id, status="failed").items == ()
 
 
+def test_webhooks(client: Client, version: Version) -> None:
+    assert client.set_webhook_secret().startswith("whsec_")
+    hook = {"url": "https://hooks.invalid/x", "events": ["canceled"]}
+    job_id = client.submit(version.model_id, {"digit": 1}, webhook=hook).job_id
+    assert client.webhooks(job_id) == ()
+    client.cancel(job_id)
+    (delivery,) = client.webhooks(job_id)
+    assert (delivery.event, delivery.state, delivery.tries) == ("job.canceled", "pending", 0)
+    with pytest.raises(IllegalTransition):
+        client.redeliver(job_id, delivery.id)
+
+
 async def test_the_awaited_client_does_the_same(awaited: AsyncClient, version: Version) -> None:
     accepted = await awaited.submit(version.model_id, {"digit": 1})
     assert (await awaited.job(accepted.job_id)).status == "queued"

@@ -6,10 +6,12 @@ BIN := .venv/bin
 UV := $(shell command -v uv 2>/dev/null || echo $(CURDIR)/$(BIN)/uv)
 # Tests that share one machine: two workers keep two cores busy.
 WORKERS ?= 2
+# Of `make chaos`: each orders the faults in its own way.
+SEEDS ?= 1,2,3,4,5,6,7,8,9,10
 # The machine's trust store, where a team's own certificate authority is.
 export UV_SYSTEM_CERTS ?= 1
 
-.PHONY: help demo up test lint fmt proto bench clean
+.PHONY: help demo up test chaos lint fmt proto bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -38,6 +40,9 @@ up: .venv/.local ## Start the whole stack and stay in the foreground (UP_ARGS="-
 
 test: .venv/.dev ## Run all tests
 	@$(BIN)/pytest -n $(WORKERS) --dist loadgroup
+
+chaos: .venv/.dev ## Kill -9 each part in turn under load, by ten seeds (SEEDS=7,8 for others; minutes)
+	@VYVO_CHAOS_SEEDS=$(SEEDS) $(BIN)/pytest -s tests/chaos
 
 lint: .venv/.dev ## Check style, types and layers
 	@$(BIN)/ruff check .

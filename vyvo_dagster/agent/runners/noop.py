@@ -1,6 +1,6 @@
-"""Runners that are nothing: `noop://` versions answer at once with their input.
+"""Runners that are nothing: `noop://` versions answer with their input, at once unless told to sleep.
 
-For load tests of everything around a prediction. A node takes them only where its operator says so
+For load and fault tests of everything around a prediction. A node takes them only where its operator says so
 (`VYVO_AGENT_ALLOW_NOOP=1`), so that no version can pass for a model's by mistake.
 """
 
@@ -21,6 +21,9 @@ from vyvo_dagster.errors import RunnerFailed
 __all__ = ["NoopLauncher", "NoopRunner"]
 
 _SCHEME: Final = "noop://"
+_SLEEP: Final = "sleep_seconds"
+"""Member of the input that says how long the prediction takes, for tests of what happens meanwhile."""
+_LONGEST_SLEEP: Final = 600.0
 
 
 class NoopLauncher:
@@ -81,7 +84,10 @@ class NoopRunner:
 
 
 class NoopClient:
-    """Answers every prediction with its input."""
+    """Answers every prediction with its input, after as long as the input asks for."""
+
+    def __init__(self) -> None:
+        self._sleeping: dict[str, asyncio.Event] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -102,9 +108,22 @@ class NoopClient:
         context: Mapping[str, str] | None = None,
         traceparent: str | None = None,
     ) -> Prediction:
-        """Succeed at once."""
+        """Succeed, at once where the input names no `sleep_seconds`."""
+        seconds = input.get(_SLEEP, 0)
+        if isinstance(seconds, int | float) and seconds > 0:
+            canceled = self._sleeping[prediction_id] = asyncio.Event()
+            try:
+                async with asyncio.timeout(min(seconds, _LONGEST_SLEEP)):
+                    await canceled.wait()
+                return Prediction(PredictionStatus.CANCELED, None)
+            except TimeoutError:
+                pass
+            finally:
+                del self._sleeping[prediction_id]
         return Prediction(PredictionStatus.SUCCEEDED, dict(input))
 
     async def cancel(self, prediction_id: str) -> bool:
-        """Nothing lasts long enough."""
-        return False
+        """Wake a prediction that sleeps; whether there was one."""
+        if canceled := self._sleeping.get(prediction_id):
+            canceled.set()
+        return canceled is not None

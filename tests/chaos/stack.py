@@ -3,11 +3,12 @@
 import asyncio
 import contextlib
 import os
+import random
 import shutil
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import httpx
 import psycopg
 
+from tests.chaos.proxy import LossyProxy
 from vyvo_dagster.errors import Unavailable
 from vyvo_dagster.local.parts import Part, start_part
 from vyvo_dagster.local.ports import Ports
@@ -53,6 +55,8 @@ class Stack:
     redis_url: str
     parts: dict[str, Part]
     children: dict[str, Child] = field(default_factory=dict)
+    proxies: dict[str, LossyProxy] = field(default_factory=dict)
+    """Before the parts that are reached through one."""
 
     async def start(self, name: str) -> None:
         """Start a part and wait until it answers; a server may need a moment after a kill."""
@@ -115,39 +119,35 @@ class Stack:
 
 @contextlib.asynccontextmanager
 async def stack(
-    folder: Path, s3: S3Settings, *, agent_api: Callable[[str], str] = lambda url: url,
-    slots: int = SLOTS,
-) -> AsyncIterator[Stack]:  # fmt: skip
+    folder: Path, s3: S3Settings, *, behind_proxies: Collection[str] = (), seed: int = 0
+) -> AsyncIterator[Stack]:
     """PostgreSQL, Redis, an api, two orchestrators and two agents with a version that sleeps.
 
-    `agent_api` makes the URL at which the agents reach the api of its own, for a proxy between.
+    Those of postgres, redis and api that are named are reached through a proxy, by everyone.
     """
     ports = Ports(folder / "ports.json")
     key = mint(TokenKind.KEY).text
-    database = postgres(folder, port=ports.take("postgres"), password="chaos")
-    redis = valkey(folder, port=ports.take("redis"), password="chaos")
-    port = ports.take("api")
-    url = f"http://127.0.0.1:{port}"
+    real = {name: ports.take(name) for name in ("postgres", "redis", "api")}
+    seen = {n: ports.take(f"{n}-proxy") if n in behind_proxies else real[n] for n in real}
+    database = postgres(folder, port=real["postgres"], password="chaos")
+    redis = valkey(folder, port=real["redis"], password="chaos")
+    url = f"http://127.0.0.1:{seen['api']}"
     env: dict[str, str | None] = {
         **_CLOCKS,
-        "VYVO_POSTGRES_DSN": database.url,
-        "VYVO_REDIS_URL": redis.url,
+        "VYVO_POSTGRES_DSN": _moved(database.url, real["postgres"], seen["postgres"]),
+        "VYVO_REDIS_URL": _moved(redis.url, real["redis"], seen["redis"]),
         "VYVO_DATA_DIR": str(folder),
-        "VYVO_API_PORT": str(port),
+        "VYVO_API_PORT": str(real["api"]),
         "VYVO_API_URL": url,
         "VYVO_ADMIN_KEY": key,
         "VYVO_JOIN_TOKEN": _JOIN_TOKEN,
-        **{
-            f"VYVO_S3_{name.upper()}": value
-            for name, value in {
-                "endpoint": s3.endpoint,
-                "access_key": s3.access_key,
-                "secret_key": s3.secret_key.get_secret_value(),
-                "bucket_prefix": s3.bucket_prefix,
-            }.items()
-        },
+        "VYVO_S3_ENDPOINT": s3.endpoint,
+        "VYVO_S3_ACCESS_KEY": s3.access_key,
+        "VYVO_S3_SECRET_KEY": s3.secret_key.get_secret_value(),
+        "VYVO_S3_BUCKET_PREFIX": s3.bucket_prefix,
     }
-    parts = [database, redis, _service("api", "api", env, f"{url}/readyz", folder)]
+    probe = f"http://127.0.0.1:{real['api']}/readyz"
+    parts = [database, redis, _service("api", "api", env, probe, folder)]
     for n in (1, 2):
         health = ports.take(f"orchestrator-{n}")
         own = {**env, "VYVO_ORCHESTRATOR_PORT": str(health)}
@@ -155,18 +155,24 @@ async def stack(
         parts.append(_service(f"orchestrator-{n}", "orchestrator", own, probe, folder))
     for name in NODES:
         own = {
-            "VYVO_AGENT_API_URL": agent_api(url),
+            "VYVO_AGENT_API_URL": url,
             "VYVO_AGENT_JOIN_TOKEN": _JOIN_TOKEN,
             "VYVO_AGENT_NAME": name,
             "VYVO_AGENT_DATA_DIR": str(folder / name),
             "VYVO_AGENT_ENV_DIR": str(folder / name / "env"),
             "VYVO_AGENT_ENGINE": "process",
-            "VYVO_AGENT_SLOTS": str(slots),
+            "VYVO_AGENT_SLOTS": str(SLOTS),
             "VYVO_AGENT_ALLOW_NOOP": "1",
         }
         parts.append(_service(name, "agent", own, None, folder))
     made = Stack(folder, url, key, database.url, redis.url, {p.name: p for p in parts})
+    made.proxies = {
+        name: LossyProxy(seen[name], real[name], random.Random(f"{seed} {name}"))
+        for name in behind_proxies
+    }
     try:
+        for proxy in made.proxies.values():
+            await proxy.start()
         await asyncio.gather(made.start("postgres"), made.start("redis"))
         await asyncio.to_thread(upgrade, database.url)
         await asyncio.gather(*(made.start(p.name) for p in parts[2:]))
@@ -177,6 +183,12 @@ async def stack(
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child.pid, signal.SIGCONT)
         await asyncio.gather(*(stop(child, grace=2.0) for child in made.children.values()))
+        for proxy in made.proxies.values():
+            await proxy.close()
+
+
+def _moved(url: str, port: int, to: int) -> str:
+    return url.replace(f":{port}/", f":{to}/")
 
 
 def _service(

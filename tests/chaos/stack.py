@@ -110,10 +110,16 @@ class Stack:
 
     async def until(self, holds: Callable[[], bool], what: str, seconds: float) -> None:
         """Wait until a condition holds."""
+        await self.none_left(lambda: () if holds() else ("it does not hold",), what, seconds)
+
+    async def none_left(
+        self, left: Callable[[], Collection[object]], what: str, seconds: float
+    ) -> None:
+        """Wait until nothing is left."""
         deadline = time.monotonic() + seconds
-        while not holds():
+        while found := left():
             if time.monotonic() > deadline:
-                raise AssertionError(f"{what}: not within {seconds:g} s")
+                raise AssertionError(f"{what}: not within {seconds:g} s: {found}")
             await asyncio.sleep(0.1)
 
 

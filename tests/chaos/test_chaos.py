@@ -38,7 +38,7 @@ async def test_every_job_ends_once_whatever_is_killed(
         await made.until(lambda: unended(made) == 0, "every job has ended", 60)
         ended = time.monotonic() - began
         counts = check_record(made, load.accepted, load.canceled)
-        await made.until(lambda: not left_over(made), "streams and outbox are empty", 30)
+        await made.none_left(lambda: left_over(made), "streams and outbox are empty", 30)
         streams = check_events(made)
         await check_slots(made)
         print(

@@ -31,7 +31,7 @@ async def test_an_answer_that_is_lost_changes_nothing(
         proxy.loss = 0.0
         await made.until(lambda: unended(made) == 0, "every job has ended", 60)
         counts = check_record(made, load.accepted, load.canceled)
-        await made.until(lambda: not left_over(made), "streams and outbox are empty", 30)
+        await made.none_left(lambda: left_over(made), "streams and outbox are empty", 30)
         check_events(made)
         print(
             table(

@@ -61,7 +61,7 @@ async def test_an_agent_that_was_stopped_past_its_leases_changes_nothing(
             "select job_id::text from job_attempts where attempt = 1 and outcome = 'lost'"
         )
         assert {id_ for (id_,) in lost} == set(held)
-        await made.until(lambda: not left_over(made), "streams and outbox are empty", 30)
+        await made.none_left(lambda: left_over(made), "streams and outbox are empty", 30)
         # Its slots are free: as many jobs as there are slots run at a time.
         await submit(client, 2 * SLOTS, 2.0)
         await made.until(lambda: len(by_node(made, NODES[0])) == SLOTS, "its slots are free", 15)

@@ -57,6 +57,8 @@ class Orders:
         self._attempts = attempts
         self._sync = sync
         self._taken: list[str] = []
+        self._seen = True
+        """Whether all that was given to this consumer has arrived here."""
 
     async def run(self) -> None:
         """Read until canceled; a server that is away or was emptied is waited for."""
@@ -72,6 +74,8 @@ class Orders:
                     # Emptied: what it held is written again from the rows.
                     ready, self._taken = False, []
                     continue
+                # The answer of a read may be what was lost: it is asked for again.
+                self._seen = False
                 if str(error) != said:
                     said = str(error)
                     _log.warning("no orders: %s; trying on", said)
@@ -124,6 +128,8 @@ class Orders:
         await self._redis.xgroup_delconsumer(self._stream, keys.GROUP_AGENT, name)
 
     async def _read(self) -> None:
+        if not self._seen:
+            await self._read_again()
         taken = self._taken
         async with self._redis.pipeline(transaction=False) as pipe:
             if taken:
@@ -134,7 +140,24 @@ class Orders:
             )
             answers: list[Any] = await pipe.execute()
         self._taken = []
-        for _stream, entries in answers[-1] or []:
+        self._take_all(answers[-1])
+
+    async def _read_again(self) -> None:
+        """Take what this consumer was given and has not acknowledged; what it has taken, it knows."""
+        last = "0"
+        while True:
+            answer: Any = await self._redis.xreadgroup(
+                keys.GROUP_AGENT, self._consumer, {self._stream: last}, count=_COUNT
+            )
+            self._take_all(answer)
+            ids = [entry_id for _stream, entries in answer or [] for entry_id, _ in entries]
+            if not ids:
+                break
+            last = ids[-1]
+        self._seen = True
+
+    def _take_all(self, answer: Any) -> None:
+        for _stream, entries in answer or []:
             for entry_id, fields in entries:
                 self._take(fields)
                 self._taken.append(entry_id)

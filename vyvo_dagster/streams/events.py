@@ -39,16 +39,24 @@ _QUEUE: Final = 2048
 
 # KEYS: all-events stream, then the job's stream of each event.
 # ARGV: kept, all kept, ttl in ms, then topic, kind, data of each event.
+# A write whose answer was lost is made again, and a report may come late: after `completed` only
+# what opens another life is told, so that an end is told once and is the last word.
 _PUBLISH: Final = Script("""
+local opens = {queued = true, requeued = true, dispatched = true}
 local ids = {}
 for i = 2, #KEYS do
   local a = 3 * i - 2
-  local id = redis.call('XADD', KEYS[i], 'MAXLEN', ARGV[1], '*',
-    'kind', ARGV[a + 1], 'data', ARGV[a + 2])
-  redis.call('PEXPIRE', KEYS[i], ARGV[3])
-  redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[2], '*',
-    'kind', ARGV[a + 1], 'data', ARGV[a + 2], 'topic', ARGV[a], 'id', id)
-  ids[#ids + 1] = id
+  local last = redis.call('XREVRANGE', KEYS[i], '+', '-', 'COUNT', 1)[1]
+  if last and last[2][2] == 'completed' and not opens[ARGV[a + 1]] then
+    ids[#ids + 1] = last[1]
+  else
+    local id = redis.call('XADD', KEYS[i], 'MAXLEN', ARGV[1], '*',
+      'kind', ARGV[a + 1], 'data', ARGV[a + 2])
+    redis.call('PEXPIRE', KEYS[i], ARGV[3])
+    redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[2], '*',
+      'kind', ARGV[a + 1], 'data', ARGV[a + 2], 'topic', ARGV[a], 'id', id)
+    ids[#ids + 1] = id
+  end
 end
 return ids
 """)

@@ -104,9 +104,7 @@ async def test_a_cancel_is_final_in_every_state(tmp_path: Path, s3_settings: S3S
         await asyncio.sleep(2)
         for job_id in (waiting, alive, coming, dying):
             assert state(made, job_id) == "canceled"
-            attempts = made.rows(
-                "select outcome from job_attempts where job_id::text = %s", job_id
-            )
+            attempts = made.rows("select outcome from job_attempts where job_id::text = %s", job_id)
             assert all(outcome in {"canceled", "lost"} for (outcome,) in attempts), attempts
             assert (await cancel(client, job_id))["status"] == "canceled"  # a repeat
 

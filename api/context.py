@@ -14,6 +14,7 @@ from fastapi import Depends, Request
 from api.announcer import Announcer
 from api.authenticator import Authenticator
 from api.builds.launch import Launcher
+from api.events.owners import Owners
 from api.jobs.gateway import Gateway
 from api.jobs.rates import Rates
 from api.jobs.registry import Registry
@@ -28,7 +29,7 @@ from vyvo_dagster.settings import S3Settings, Settings
 from vyvo_dagster.store.database import Database
 from vyvo_dagster.store.submissions import SubmissionLine
 from vyvo_dagster.streams.client import AsyncRedis, connect
-from vyvo_dagster.streams.events import EventHub
+from vyvo_dagster.streams.hub import EventHub
 
 __all__ = ["Context", "Ctx", "open_context"]
 
@@ -53,6 +54,7 @@ class Context:
     objects: ObjectStore
     relay: Relay
     hub: EventHub
+    owners: Owners
     announcer: Announcer
     reports: Reports
     authenticator: Authenticator
@@ -124,7 +126,7 @@ async def open_context(settings: Settings, s3: S3Settings) -> AsyncGenerator[Con
         async with asyncio.TaskGroup() as group:
             context = Context(
                 settings=settings, s3=s3, database=database, redis=redis, log_redis=log_redis,
-                objects=objects, relay=relay, hub=EventHub(redis), announcer=announcer,
+                objects=objects, relay=relay, hub=EventHub(redis), owners=Owners(database), announcer=announcer,
                 reports=Reports(
                     database, announcer, relay, frozenset(objects.bucket(m) for m in _OUTPUTS)
                 ),

@@ -11,7 +11,15 @@ from fastapi.responses import StreamingResponse
 
 from vyvo_dagster.telemetry import metrics
 
-__all__ = ["KEEP_ALIVE", "KEEP_ALIVE_SECONDS", "LastEventId", "event_stream", "frame", "until"]
+__all__ = [
+    "KEEP_ALIVE",
+    "KEEP_ALIVE_SECONDS",
+    "LastEventId",
+    "event_stream",
+    "frame",
+    "framed",
+    "until",
+]
 
 T = TypeVar("T")
 
@@ -26,9 +34,14 @@ LastEventId = Annotated[
 
 
 def frame(event: str, data: Any, id: str | None = None) -> str:
-    """One event on the wire. JSON holds no raw line break, so one data line suffices."""
+    """One event on the wire."""
+    return framed(event, json.dumps(data, separators=(",", ":")), id)
+
+
+def framed(event: str, text: str, id: str | None = None) -> str:
+    """One event on the wire, of JSON text. JSON holds no raw line break: one data line suffices."""
     head = "" if id is None else f"id: {id}\n"
-    return f"{head}event: {event}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n"
+    return f"{head}event: {event}\ndata: {text}\n\n"
 
 
 def event_stream(route: str, source: AsyncIterator[str]) -> StreamingResponse:

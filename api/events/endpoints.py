@@ -1,7 +1,9 @@
 """/api/events: everything that happens to jobs, for the admin UI."""
 
+import json
+import time
 from collections.abc import AsyncGenerator
-from typing import Annotated, Final
+from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Query
@@ -10,15 +12,13 @@ from fastapi.responses import Response
 from api import sse
 from api.auth import EventsRead, Principal
 from api.context import Context, Ctx
-from api.jobs.events import shown
+from api.jobs.events import SIGNED, shown
 from vyvo_dagster.domain.job import JobEventKind
-from vyvo_dagster.errors import Unavailable
+from vyvo_dagster.streams.events import Event
 
 __all__ = ["router"]
 
 router = APIRouter(prefix="/api/events", tags=["events"])
-
-_OWNERS_KEPT: Final = 10_000
 
 
 @router.get(
@@ -35,7 +35,10 @@ async def follow(
     kind: Annotated[list[JobEventKind] | None, Query(description="Only these kinds.")] = None,
     job_id: Annotated[UUID | None, Query(description="Only this job.")] = None,
 ) -> Response:  # fmt: skip
-    """Live from now on; a client that is too slow misses some. A key that is no admin's sees its tenant's."""
+    """Live from now on. A client that is too slow misses some, and an event `missed` says how many.
+
+    A key that is no admin's sees its tenant's.
+    """
     stream = _events(context, principal, frozenset(kind or ()), job_id)
     return sse.event_stream("events", sse.until(context.stopping, stream))
 
@@ -43,39 +46,30 @@ async def follow(
 async def _events(
     context: Context, principal: Principal, kinds: frozenset[JobEventKind], job_id: UUID | None
 ) -> AsyncGenerator[str]:
-    owners = _Owners(context)
-    with context.hub.subscribe(job_id) as subscription:
+    def accepts(event: Event) -> bool:
+        return not kinds or event.kind in kinds
+
+    sent = time.monotonic()
+    with context.hub.subscribe(job_id, accepts) as subscription:
         while True:
-            event = await subscription.next(sse.KEEP_ALIVE_SECONDS)
-            if event is None:
-                yield sse.KEEP_ALIVE
-                continue
-            if kinds and event.kind not in kinds:
-                continue
-            if principal.sees not in {None, await owners.of(event.topic)}:
-                continue
-            data = {"job_id": event.topic, "id": event.id, "data": shown(context, event)}
-            yield sse.frame(event.kind, data)
+            events = await subscription.next(sse.KEEP_ALIVE_SECONDS)
+            texts = [
+                _text(context, event)
+                for event in events
+                if principal.sees in {None, await context.owners.of(event.topic)}
+            ]
+            if missed := subscription.missed():
+                texts.append(sse.frame("missed", {"count": missed}))
+            if not texts and time.monotonic() - sent >= sse.KEEP_ALIVE_SECONDS:
+                # Others' events are no sign of life.
+                texts.append(sse.KEEP_ALIVE)
+            if texts:
+                yield "".join(texts)
+                sent = time.monotonic()
 
 
-class _Owners:
-    """Whose a job is; it never changes, so it is read once."""
-
-    def __init__(self, context: Context) -> None:
-        self._context = context
-        self._known: dict[str, str] = {}
-
-    async def of(self, topic: str) -> str | None:
-        """The tenant of a job; None where it cannot be told."""
-        if topic not in self._known:
-            try:
-                async with self._context.database.transaction() as store:
-                    job = await store.jobs.get(UUID(topic), None)
-            except (Unavailable, ValueError):
-                return None
-            if job is None:
-                return None
-            if len(self._known) >= _OWNERS_KEPT:
-                self._known.clear()
-            self._known[topic] = job.tenant
-        return self._known[topic]
+def _text(context: Context, event: Event) -> str:
+    text = event.text
+    if event.kind in SIGNED:
+        text = json.dumps(shown(context, event), separators=(",", ":"))
+    return sse.framed(event.kind, f'{{"job_id":"{event.topic}","id":"{event.id}","data":{text}}}')

@@ -4,7 +4,7 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from typing import Any, Final, cast
+from typing import Any, Final
 from uuid import UUID
 
 from redis.exceptions import RedisError
@@ -16,9 +16,12 @@ from vyvo_dagster.dispatch.requeue import completion
 from vyvo_dagster.domain.job import JOB, JobEventKind
 from vyvo_dagster.errors import Unavailable
 from vyvo_dagster.store.records import Job
-from vyvo_dagster.streams.events import Event, replay
+from vyvo_dagster.streams.events import Event
 
-__all__ = ["follow", "shown"]
+__all__ = ["SIGNED", "follow", "shown"]
+
+SIGNED: Final = frozenset({JobEventKind.ARTIFACT, JobEventKind.COMPLETED})
+"""Kinds whose data names artifacts; all others are passed on as they were published."""
 
 _ID: Final = re.compile(r"\d{1,20}(-\d{1,20})?")
 _AWAY_SECONDS: Final = 1.0
@@ -33,25 +36,37 @@ async def follow(context: Context, job: Job, last_event_id: str | None) -> Async
                 yield text
             return
         try:
-            live = context.hub.follow(job.id, last, sse.KEEP_ALIVE_SECONDS)
-            async with aclosing(cast("AsyncGenerator[Event | None]", live)) as found:
-                async for event in found:
-                    if event is None:
+            async with aclosing(context.hub.follow(job.id, last, sse.KEEP_ALIVE_SECONDS)) as found:
+                async for events in found:
+                    if not events:
                         yield sse.KEEP_ALIVE
                         break
-                    last = event.id
-                    if event.kind == JobEventKind.COMPLETED and job.requeued_at is not None:
-                        job = await _row(context, job)
-                        if not _is_end(job, event):
-                            continue
-                    yield _text(context, event)
-                    if event.kind == JobEventKind.COMPLETED:
+                    last = events[-1].id
+                    text, job, ended = await _told(context, job, events)
+                    if text:
+                        yield text
+                    if ended:
                         return
         except RedisError:
             # The row goes on without Redis; it is looked at once a second until events come again.
             yield sse.KEEP_ALIVE
             await asyncio.sleep(_AWAY_SECONDS)
         job = await _row(context, job)
+
+
+async def _told(context: Context, job: Job, events: list[Event]) -> tuple[str, Job, bool]:
+    """The text of events up to the end, in one piece; the job, as far as known; whether it ended."""
+    texts: list[str] = []
+    for event in events:
+        ends = event.kind == JobEventKind.COMPLETED
+        if ends and job.requeued_at is not None:
+            job = await _row(context, job)
+            if not _is_end(job, event):
+                continue
+        texts.append(_text(context, event))
+        if ends:
+            return "".join(texts), job, True
+    return "".join(texts), job, False
 
 
 async def _ended(context: Context, job: Job, last: str) -> AsyncGenerator[str]:
@@ -67,7 +82,7 @@ async def _ended(context: Context, job: Job, last: str) -> AsyncGenerator[str]:
 
 def shown(context: Context, event: Event) -> dict[str, Any]:
     """An event's data with URLs signed now: what is kept may be older than a signature's life."""
-    data = dict(event.data)
+    data = event.data
     if event.kind == JobEventKind.ARTIFACT:
         return _signed(context, data)
     if event.kind == JobEventKind.COMPLETED:
@@ -84,6 +99,8 @@ def _is_end(job: Job, event: Event) -> bool:
 
 
 def _text(context: Context, event: Event) -> str:
+    if event.kind not in SIGNED:
+        return sse.framed(event.kind, event.text, event.id)
     return sse.frame(event.kind, shown(context, event), event.id)
 
 
@@ -95,7 +112,7 @@ def _signed(context: Context, artifact: Mapping[str, Any]) -> dict[str, Any]:
 
 async def _kept(context: Context, job_id: UUID, last: str) -> list[Event]:
     try:
-        return await replay(context.redis, job_id, last)
+        return await context.hub.replay(job_id, last)
     except RedisError:
         return []
 

@@ -1,29 +1,22 @@
-"""Event streams: published once, replayed by id, fed to every SSE client by one reader a process.
+"""Event streams: published once, replayed by id; `hub.py` feeds them to clients.
 
 An event's id is its id in the job's own stream; `vyvo:events` carries the same event with that
 id, so that one reader of that stream serves the live part of every client.
 """
 
-import asyncio
-import contextlib
 import json
-from collections.abc import AsyncIterator, Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
-from redis.exceptions import RedisError
-
 from vyvo_dagster.streams import keys
 from vyvo_dagster.streams.client import AsyncRedis
-from vyvo_dagster.streams.entries import entries_of
 from vyvo_dagster.streams.scripts import Batch, Script
 
 __all__ = [
     "REPLAY",
     "Event",
-    "EventHub",
-    "Subscription",
     "newer",
     "publish",
     "publish_in",
@@ -35,7 +28,6 @@ REPLAY: Final = 1024
 """Events of a job that can be replayed."""
 _ALL_KEPT: Final = 10_000
 _TTL_MS: Final = 24 * 3600 * 1000
-_QUEUE: Final = 2048
 
 # KEYS: all-events stream, then the job's stream of each event.
 # ARGV: kept, all kept, ttl in ms, then topic, kind, data of each event.
@@ -64,12 +56,20 @@ return ids
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event. `topic` is the job's id; `id` orders the events of one topic."""
+    """One event. `topic` is the job's id; `id` orders the events of one topic.
+
+    `text` is its data as JSON on one line, which most readers only pass on.
+    """
 
     topic: str
     id: str
     kind: str
-    data: Mapping[str, Any]
+    text: str
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The data, parsed anew."""
+        return json.loads(self.text)
 
 
 def newer(id: str, than: str) -> bool:
@@ -114,112 +114,4 @@ async def publish_many(
 async def replay(redis: AsyncRedis, job_id: UUID | str, after: str = "0-0") -> list[Event]:
     """The kept events of a job after id `after`, oldest first."""
     found: Any = await redis.xrange(keys.job_events(job_id), min=f"({after}", count=REPLAY)
-    return [Event(str(job_id), id_, f["kind"], json.loads(f["data"])) for id_, f in found]
-
-
-class Subscription:
-    """What one client waits for. `topic` None takes every event."""
-
-    def __init__(self, topic: str | None) -> None:
-        self.topic = topic
-        self._queue: asyncio.Queue[Event] = asyncio.Queue(_QUEUE)
-        self.overrun = False
-        """The client was too slow and events were dropped: it must replay."""
-
-    def offer(self, event: Event) -> None:
-        """Hand over an event without waiting."""
-        try:
-            self._queue.put_nowait(event)
-        except asyncio.QueueFull:
-            self.overrun = True
-
-    async def next(self, seconds: float) -> Event | None:
-        """The next event, or None after `seconds`."""
-        try:
-            async with asyncio.timeout(seconds):
-                return await self._queue.get()
-        except TimeoutError:
-            return None
-
-
-class EventHub:
-    """Reads `vyvo:events` once for the whole process and hands events to subscriptions."""
-
-    def __init__(self, redis: AsyncRedis) -> None:
-        self._redis = redis
-        self._by_topic: dict[str | None, set[Subscription]] = {}
-
-    @property
-    def clients(self) -> int:
-        """Subscriptions now open."""
-        return sum(len(s) for s in self._by_topic.values())
-
-    @contextlib.contextmanager
-    def subscribe(self, topic: UUID | str | None) -> Generator[Subscription]:
-        """A Subscription for as long as the block runs. Subscribe first, replay after."""
-        key = None if topic is None else str(topic)
-        subscription = Subscription(key)
-        self._by_topic.setdefault(key, set()).add(subscription)
-        try:
-            yield subscription
-        finally:
-            members = self._by_topic[key]
-            members.discard(subscription)
-            if not members:
-                del self._by_topic[key]
-
-    async def follow(
-        self, job_id: UUID | str, after: str, idle: float
-    ) -> AsyncIterator[Event | None]:
-        """Events of a job after id `after`: the kept ones, then live; None after `idle` silent seconds.
-
-        Each event is given once and in order. The caller ends the iteration.
-        """
-        with self.subscribe(job_id) as subscription:
-            last = after
-            pending = await replay(self._redis, job_id, last)
-            while True:
-                for event in pending:
-                    if newer(event.id, last):
-                        last = event.id
-                        yield event
-                event = await subscription.next(idle)
-                if event is None:
-                    # Whatever a lost connection to Redis dropped is found here.
-                    pending = await replay(self._redis, job_id, last)
-                    if not pending:
-                        yield None
-                elif subscription.overrun:
-                    subscription.overrun = False
-                    pending = await replay(self._redis, job_id, last)
-                else:
-                    pending = [event]
-
-    async def run(self) -> None:
-        """Read until canceled; survives a Redis that goes away."""
-        last: str | None = None
-        while True:
-            try:
-                if last is None:
-                    last = await self._tip()
-                answer = await self._redis.xread({keys.ALL_EVENTS: last}, count=500, block=5000)
-                for id_, fields in entries_of(answer):
-                    last = id_
-                    self._hand_over(fields)
-            except RedisError:
-                # What is missed meanwhile each client finds by its own replay.
-                last = None
-                await asyncio.sleep(0.5)
-
-    async def _tip(self) -> str:
-        """Id of the newest entry: reading on from it misses nothing that comes between two reads."""
-        newest: Any = await self._redis.xrevrange(keys.ALL_EVENTS, count=1)
-        return newest[0][0] if newest else "0-0"
-
-    def _hand_over(self, fields: Mapping[str, str]) -> None:
-        topic = fields["topic"]
-        if topic not in self._by_topic and None not in self._by_topic:
-            return
-        event = Event(topic, fields["id"], fields["kind"], json.loads(fields["data"]))
-        for subscription in (*self._by_topic.get(topic, ()), *self._by_topic.get(None, ())):
-            subscription.offer(event)
+    return [Event(str(job_id), id_, f["kind"], f["data"]) for id_, f in found]

@@ -98,8 +98,9 @@ def _described(found: Job) -> str:
 
 
 def _attempt(made: Attempt) -> str:
-    code = f" ({made.error_code})" if made.error_code else ""
-    return f"{made.attempt} on {made.node_id}: {made.outcome or 'under way'}{code}"
+    why = ": ".join(text for text in (made.error_code, made.error_message) if text)
+    ended = f"{made.outcome or 'under way'}{f' ({why})' if why else ''}"
+    return f"{made.attempt} on {made.node_id}: {ended}"
 
 
 @click.command(epilog="\b\nExample:\n  vyvo jobs --status queued --json | jq -r '.items[].job_id'"

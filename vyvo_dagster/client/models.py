@@ -67,6 +67,7 @@ class Attempt(_Answer):
     node_id: UUID
     outcome: str | None
     error_code: str | None
+    error_message: str | None = None
     dispatched_at: datetime
     ended_at: datetime | None
 

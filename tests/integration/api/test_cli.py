@@ -158,6 +158,8 @@ async def test_a_failed_job_is_a_failed_command(
     assert process.returncode == 1
     assert json.loads(out)["error"] == error
     assert err.splitlines()[-1] == f"job {job_id} has failed: prediction_failed: no such digit"
+    shown = cli.run("job", job_id).stdout
+    assert f"attempt    1 on {agent.id}: failed (prediction_failed: no such digit)" in shown
     again = cli.run("job", job_id, "--follow")
     assert (again.returncode, again.stdout) == (1, "")
 

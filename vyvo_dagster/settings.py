@@ -160,6 +160,11 @@ class AgentSettings(BaseSettings):
     slots: int = Field(
         default=1, ge=1, le=4096, description="Concurrent predictions per loaded version."
     )
+    max_output_bytes: int = Field(
+        default=64 << 20,
+        ge=1 << 10,
+        description="What is read of one prediction's output; bounds this process's memory.",
+    )
     allow_noop: bool = Field(
         default=False,
         description="Take noop:// versions, which answer their input: for load tests only.",

@@ -64,6 +64,10 @@ class JobRequest(Body):
         None, gt=0, le=7 * 86400,
         description="Life in the queue; unset: 600 s for interactive, 24 h otherwise.",
     )  # fmt: skip
+    timeout_seconds: int | None = Field(
+        None, gt=0, le=7 * 86400,
+        description="Longest time on a runner; unset: the version's own, else 3,600 s.",
+    )  # fmt: skip
     webhook: Webhook | None = None
 
 
@@ -154,6 +158,7 @@ class JobSummary(BaseModel):
     priority: Priority
     attempt: int
     max_attempts: int
+    timeout_seconds: int
     node_id: UUID | None
     progress: float | None
     error: JobError | None
@@ -217,7 +222,8 @@ def _summary(job: Job) -> dict[str, Any]:
     return {
         "job_id": job.id, "status": job.state, "tenant": job.tenant, "model_id": job.model_id,
         "version": job.version, "version_id": job.version_id, "priority": job.priority,
-        "attempt": job.attempt, "max_attempts": job.max_attempts, "node_id": job.node_id,
+        "attempt": job.attempt, "max_attempts": job.max_attempts,
+        "timeout_seconds": job.timeout_seconds, "node_id": job.node_id,
         "progress": job.progress, "error": error,
         "cancel_requested": job.cancel_requested_at is not None, "timings": dict(job.timings),
         "created_at": job.created_at, "expires_at": job.expires_at,

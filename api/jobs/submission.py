@@ -14,7 +14,7 @@ from api.idempotency import Once, once
 from api.jobs import webhooks
 from api.jobs.gateway import Prepared, Written
 from api.jobs.schemas import BatchAccepted, JobAccepted, JobRequest
-from vyvo_dagster.domain.job import DEFAULT_TTL
+from vyvo_dagster.domain.job import DEFAULT_TIMEOUT, DEFAULT_TTL
 from vyvo_dagster.domain.model import parse_model_id, parse_version
 from vyvo_dagster.errors import Conflict, InvalidInput, VyvoError
 from vyvo_dagster.store.database import Store
@@ -122,6 +122,7 @@ async def _prepare(
             served = await context.registry.find(each.model_id, each.version, store)
             context.input_schemas.check(served.version, each.input)
         ttl = each.ttl_seconds
+        timeout = each.timeout_seconds or served.version.resources.get("timeout_seconds", 0)
         job = NewJob(
             id=uuid7(), tenant=principal.tenant, model_id=each.model_id,
             version_id=served.version.id, version=served.version.version,
@@ -132,6 +133,7 @@ async def _prepare(
                 each.model_id, served.version.version, each.priority, principal.tenant
             ),
             key_id=principal.key_id if quota is not None else None, max_queued=quota,
+            timeout_seconds=timeout or DEFAULT_TIMEOUT,
         )  # fmt: skip
         prepared.append(Prepared(job, served.ready_nodes, served.mean_seconds))
     return prepared

@@ -48,10 +48,14 @@ class ModelView(BaseModel):
 
 
 class ResourcesBody(Body):
-    """What one loaded copy takes, in bytes."""
+    """What one loaded copy takes, in bytes, and how long one prediction may."""
 
     gpu_memory_bytes: int = Field(0, ge=0, le=1 << 50)
     memory_bytes: int = Field(0, ge=0, le=1 << 50)
+    timeout_seconds: int = Field(
+        0, ge=0, le=7 * 86400,
+        description="Longest prediction of a job that does not say its own; 0 is 3,600.",
+    )  # fmt: skip
 
 
 class VersionPut(Body):
@@ -74,7 +78,7 @@ class VersionPut(Body):
     )  # fmt: skip
     env: dict[str, str] = Field(default_factory=dict)
     resources: ResourcesBody = Field(
-        default_factory=lambda: ResourcesBody(gpu_memory_bytes=0, memory_bytes=0)
+        default_factory=lambda: ResourcesBody(gpu_memory_bytes=0, memory_bytes=0, timeout_seconds=0)
     )
     input_schema: dict[str, Any] | None = Field(
         None, description="JSON Schema 2020-12 of the input."

@@ -33,6 +33,7 @@ from vyvo_dagster.agent.runners.container import ContainerLauncher
 from vyvo_dagster.agent.runners.engine import Engine, connect
 from vyvo_dagster.agent.runners.noop import NoopLauncher
 from vyvo_dagster.agent.runners.process import ProcessLauncher
+from vyvo_dagster.agent.serving import ServingLimits
 from vyvo_dagster.agent.uploads import Uploader
 from vyvo_dagster.agent.weights import WeightsCache
 from vyvo_dagster.concurrency import cancel_all
@@ -64,7 +65,9 @@ class Agent:
 
     def __init__(self, settings: AgentSettings, limits: Limits | None = None) -> None:
         self._settings = settings
-        self._limits = limits or Limits(slots=settings.slots)
+        self._limits = limits or Limits(
+            serving=ServingLimits(output_bytes=settings.max_output_bytes), slots=settings.slots
+        )
         self._name = node_name(settings.name)
         self._data_dir = settings.data_dir.absolute()
         self._due = asyncio.Event()

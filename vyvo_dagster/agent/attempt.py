@@ -2,22 +2,28 @@
 
 import asyncio
 import contextlib
+import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 from pydantic import ValidationError
 
 from vyvo_dagster.agent.assignment import Assignment
-from vyvo_dagster.agent.cog_client import Prediction, PredictionStatus
+from vyvo_dagster.agent.cog_client import (
+    OutputTooLarge,
+    Prediction,
+    PredictionStatus,
+    WorkerCrashed,
+)
 from vyvo_dagster.agent.progress import ProgressReporter
 from vyvo_dagster.agent.reports import Reports
 from vyvo_dagster.agent.serving import Loaded, NotServing
-from vyvo_dagster.agent.uploads import Uploader, clean
+from vyvo_dagster.agent.uploads import ArtifactInvalid, Uploader, clean
 from vyvo_dagster.concurrency import cancel_all
 from vyvo_dagster.domain.artifact import artifacts_in
 from vyvo_dagster.domain.job import PREDICTION_FAILED, prediction_id
@@ -28,11 +34,15 @@ __all__ = ["Attempt", "AttemptNode", "StopReason"]
 
 _log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 _GRACE: Final = 10.0
 _LEAVING_GRACE: Final = 2.5
 _SETTLE_SECONDS: Final = 2.5
-_UPLOAD_TRIES: Final = 4
+_STORE_TRIES: Final = 4
+_REPORT_BYTES: Final = 12 << 20
 _MESSAGE_CHARS: Final = 8000
+_ARTIFACTS: Final = 1024
 
 
 class StopReason(StrEnum):
@@ -43,6 +53,8 @@ class StopReason(StrEnum):
     """It is no longer this node's: nothing is reported of it any more."""
     LEAVING = "leaving"
     """The agent stops."""
+    TIMED_OUT = "timed_out"
+    """The prediction took longer than its job may run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +132,7 @@ class Attempt:
             _log.warning(
                 "job %s does not heed its cancellation: killing its runner", self.order.job_id
             )
-            loaded.kill(f"killed: a canceled prediction did not end within {grace:.0f} s")
+            loaded.kill(f"killed: a prediction did not heed its cancel for {grace:.0f} s")
         _cut(scope)
 
     async def _work(self) -> CompletionReport:
@@ -155,9 +167,13 @@ class Attempt:
                 began = time.monotonic()
                 self._loaded = loaded
                 reporter.start()
+                limit = asyncio.get_running_loop().call_later(
+                    order.timeout_seconds, self.stop, StopReason.TIMED_OUT
+                )
                 try:
                     return await self._followed(loaded, reporter)
                 finally:
+                    limit.cancel()
                     self._loaded = None
                     self._mark("predict", began)
         finally:
@@ -188,6 +204,9 @@ class Attempt:
                     )
         except TimeoutError:
             raise loaded.gone_error() from None
+        except WorkerCrashed as error:
+            loaded.kill(error.detail, ordered=False)
+            raise
         except VyvoError:
             # A stream breaks a moment before the runner is seen to have ended.
             with contextlib.suppress(TimeoutError):
@@ -203,30 +222,24 @@ class Attempt:
             return self._report(AttemptStatus.FAILED, error=(PREDICTION_FAILED, message))
         began = time.monotonic()
         self._uploading = True
-        output = clean(await self._uploaded(prediction.output))
+        uploader, order = self._node.uploader, self.order
+        output = clean(
+            await _stored(
+                lambda: uploader.externalize(prediction.output, order.job_id, order.attempt)
+            )
+        )
+        if prediction.size_bytes > _REPORT_BYTES:
+            _check_size(output)
+        artifacts = _artifacts(output)
+        if artifacts:
+            await _stored(lambda: uploader.check(artifacts))
         self._mark("upload", began)
-        try:
-            artifacts = [Artifact.model_validate(a) for a in artifacts_in(output)]
-            return self._report(AttemptStatus.SUCCEEDED, output=output, artifacts=artifacts)
-        except (ValidationError, ValueError, TypeError) as error:
-            message = f"the runner's output holds a malformed artifact: {error}"
-            return self._report(AttemptStatus.FAILED, error=(PREDICTION_FAILED, message))
-
-    async def _uploaded(self, output: Any) -> Any:
-        for left in reversed(range(_UPLOAD_TRIES)):
-            try:
-                return await self._node.uploader.externalize(
-                    output, self.order.job_id, self.order.attempt
-                )
-            except* Unavailable as group:
-                if not left:
-                    raise RunnerFailed(
-                        f"an output cannot be uploaded: {group.exceptions[0]}"
-                    ) from group
-            await asyncio.sleep(0.5 * 2 ** (_UPLOAD_TRIES - left))
-        raise AssertionError("unreachable")
+        return self._report(AttemptStatus.SUCCEEDED, output=output, artifacts=artifacts)
 
     def _stopped(self) -> CompletionReport:
+        if self.reason is StopReason.TIMED_OUT:
+            said = f"the prediction did not end within {self.order.timeout_seconds:g} s"
+            return self._report(AttemptStatus.FAILED, error=(str(self.reason), said))
         canceled = self.reason is StopReason.CANCELED
         return self._report(AttemptStatus.CANCELED if canceled else AttemptStatus.HANDED_BACK)
 
@@ -260,3 +273,39 @@ def _cut(scope: asyncio.Timeout) -> None:
     """End the scope now; one that is over stays over."""
     with contextlib.suppress(RuntimeError):
         scope.reschedule(asyncio.get_running_loop().time())
+
+
+async def _stored(work: Callable[[], Awaitable[T]]) -> T:
+    """What the object store gives; one that is away is tried again for a while.
+
+    Raises:
+        RunnerFailed: it stayed away.
+    """
+    for left in reversed(range(_STORE_TRIES)):
+        try:
+            return await work()
+        except* Unavailable as group:
+            if not left:
+                raise RunnerFailed(f"an output cannot be stored: {group.exceptions[0]}") from group
+        await asyncio.sleep(0.5 * 2 ** (_STORE_TRIES - left))
+    raise AssertionError("unreachable")
+
+
+def _check_size(output: Any) -> None:
+    size = len(json.dumps(output))
+    if size > _REPORT_BYTES:
+        raise OutputTooLarge(
+            f"the output is {size} bytes without its files; at most {_REPORT_BYTES} are kept: "
+            "upload large outputs and answer their artifacts"
+        )
+
+
+def _artifacts(output: Any) -> list[Artifact]:
+    try:
+        found = [Artifact.model_validate(a) for a in artifacts_in(output)]
+    except (ValidationError, ValueError, TypeError) as error:
+        said = " ".join(str(error).split())[:500]
+        raise ArtifactInvalid(f"the runner's output holds a malformed artifact: {said}") from error
+    if len(found) > _ARTIFACTS:
+        raise ArtifactInvalid(f"the output holds {len(found)} artifacts; at most {_ARTIFACTS}")
+    return found

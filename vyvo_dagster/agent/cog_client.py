@@ -7,7 +7,7 @@ prediction then runs the same, without progress on the way.
 import asyncio
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from http import HTTPStatus
@@ -16,9 +16,19 @@ from typing import Any, Final, Protocol, Self
 import httpx
 
 from vyvo_dagster.errors import RunnerFailed, Unavailable
-from vyvo_dagster.protocol.sse import events_of
+from vyvo_dagster.protocol.sse import Decoder, ServerSentEvent
 
-__all__ = ["CogClient", "Health", "HealthStatus", "Listener", "Prediction", "PredictionStatus"]
+__all__ = [
+    "OUTPUT_BYTES",
+    "CogClient",
+    "Health",
+    "HealthStatus",
+    "Listener",
+    "OutputTooLarge",
+    "Prediction",
+    "PredictionStatus",
+    "WorkerCrashed",
+]
 
 _CONNECT_SECONDS: Final = 5.0
 # A prediction may be silent for hours; whoever awaits it watches the runner's life beside it.
@@ -27,6 +37,23 @@ _SHORT: Final = httpx.Timeout(_CONNECT_SECONDS)
 _BUSY_FIRST: Final = 0.02
 _BUSY_LONGEST: Final = 1.0
 _MESSAGE_CHARS: Final = 8000
+_HEALTH_BYTES: Final = 4 << 20
+# What coglet says of every prediction that its worker had.
+_WORKER_CRASHED: Final = "Worker crashed"
+OUTPUT_BYTES: Final = 64 << 20
+"""What is read of one answer, unless said otherwise."""
+
+
+class WorkerCrashed(RunnerFailed):
+    """The process that held the predictor ended; its server answers on, and serves no more."""
+
+    code = "runner_crashed"
+
+
+class OutputTooLarge(RunnerFailed):
+    """A runner answered more than is read of one prediction."""
+
+    code = "output_too_large"
 
 
 class HealthStatus(StrEnum):
@@ -69,6 +96,8 @@ class Prediction:
     status: PredictionStatus
     output: Any = None
     error: str | None = None
+    size_bytes: int = 0
+    """Of the runner's text that told of it."""
 
 
 class Listener(Protocol):
@@ -86,18 +115,22 @@ class CogClient:
 
     Args:
         url: where the runner listens.
+        output_bytes: what is read of one event or answer at most; memory is bounded by it.
 
     Raises Unavailable when the runner does not answer or breaks off, RunnerFailed when it answers
-    what no Cog server does.
+    what no Cog server does, OutputTooLarge when it answers more than is read.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, output_bytes: int = OUTPUT_BYTES) -> None:
         self._streams = True
+        self._output_bytes = output_bytes
         # No proxy of the host's environment stands between an agent and its own runners.
         self._http = httpx.AsyncClient(
             base_url=url,
             timeout=_SHORT,
             trust_env=False,
+            # What is counted is what is decoded.
+            headers={"Accept-Encoding": "identity"},
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=16),
         )
 
@@ -114,8 +147,8 @@ class CogClient:
     async def health(self) -> Health:
         """The runner's own word on its state."""
         try:
-            answer = await self._http.get("/health-check")
-            body: Any = answer.json()
+            async with self._http.stream("GET", "/health-check") as answer:
+                body: Any = json.loads(await _read(answer, _HEALTH_BYTES))
         except httpx.HTTPError as error:
             raise _unreachable(error) from error
         except ValueError as error:
@@ -161,10 +194,10 @@ class CogClient:
     async def cancel(self, prediction_id: str) -> bool:
         """Ask for a prediction's end; whether it was running."""
         try:
-            answer = await self._http.post(f"/predictions/{prediction_id}/cancel")
+            async with self._http.stream("POST", f"/predictions/{prediction_id}/cancel") as answer:
+                return answer.is_success
         except httpx.HTTPError as error:
             raise _unreachable(error) from error
-        return answer.is_success
 
     async def _attempt(
         self, prediction_id: str, content: bytes, headers: Mapping[str, str], listener: Listener
@@ -180,8 +213,8 @@ class CogClient:
             if answer.is_success and answer.headers.get("content-type", "").startswith(
                 "text/event-stream"
             ):
-                return await _followed(answer, listener)
-            body = await answer.aread()
+                return await _followed(answer, listener, self._output_bytes)
+            body = await _read(answer, self._output_bytes)
         if answer.status_code == HTTPStatus.NOT_ACCEPTABLE:
             self._streams = False
             return None
@@ -190,8 +223,8 @@ class CogClient:
         return _ended(answer.status_code, body, listener)
 
 
-async def _followed(answer: httpx.Response, listener: Listener) -> Prediction:
-    async for event in events_of(answer.aiter_bytes()):
+async def _followed(answer: httpx.Response, listener: Listener, output_bytes: int) -> Prediction:
+    async for event in _events(answer, output_bytes):
         data = _json(event.data)
         match event.event:
             case "start":
@@ -201,12 +234,39 @@ async def _followed(answer: httpx.Response, listener: Listener) -> Prediction:
             case "metric" if data.get("name") == "progress":
                 _progress(data.get("value"), listener.on_progress)
             case "completed":
-                return _prediction(data)
+                return _prediction(data, len(event.data))
             case "error":
                 raise Unavailable(f"the runner's event stream broke: {data.get('error')}")
             case _:
                 pass
     raise Unavailable("the runner broke off the prediction's event stream")
+
+
+async def _events(answer: httpx.Response, output_bytes: int) -> AsyncIterator[ServerSentEvent]:
+    decoder, since_event = Decoder(), 0
+    async for chunk in answer.aiter_raw():
+        since_event += len(chunk)
+        if since_event > output_bytes:
+            raise _too_large(output_bytes)
+        for event in decoder.feed(chunk):
+            since_event = 0
+            yield event
+
+
+async def _read(answer: httpx.Response, most_bytes: int) -> bytes:
+    body = bytearray()
+    async for chunk in answer.aiter_raw():
+        body += chunk
+        if len(body) > most_bytes:
+            raise _too_large(most_bytes)
+    return bytes(body)
+
+
+def _too_large(most_bytes: int) -> OutputTooLarge:
+    return OutputTooLarge(
+        f"the runner answered more than {most_bytes} bytes; "
+        "upload large outputs and answer their artifacts"
+    )
 
 
 def _ended(status: int, body: bytes, listener: Listener) -> Prediction:
@@ -221,20 +281,23 @@ def _ended(status: int, body: bytes, listener: Listener) -> Prediction:
         )
     if logs := data.get("logs"):
         listener.on_log(str(logs))
-    return _prediction(data)
+    return _prediction(data, len(body))
 
 
-def _prediction(data: Mapping[str, Any]) -> Prediction:
+def _prediction(data: Mapping[str, Any], size_bytes: int) -> Prediction:
     status = str(data.get("status"))
     if status not in {*PredictionStatus}:
         raise RunnerFailed(f"the runner ended a prediction with status {status[:64]!r}")
     error = data.get("error")
+    if error == _WORKER_CRASHED:
+        raise WorkerCrashed("the runner's worker crashed")
     if error is None and status == PredictionStatus.FAILED:
         error = "the predictor failed without a message"
     return Prediction(
         PredictionStatus(status),
         data.get("output"),
         None if error is None else str(error)[:_MESSAGE_CHARS],
+        size_bytes,
     )
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
+from vyvo_dagster.agent.cog_client import OUTPUT_BYTES
 from vyvo_dagster.agent.runners.base import (
     Launcher,
     Runner,
@@ -35,11 +36,15 @@ class NotServing(RunnerFailed):
 
 @dataclass(frozen=True, slots=True)
 class ServingLimits:
-    """Seconds: for setup, between health checks, and of grace when a runner is stopped."""
+    """Seconds: for setup, between health checks, and of grace when a runner is stopped.
+
+    `output_bytes` is what is read of one output.
+    """
 
     setup: float = 1800.0
     health: float = 5.0
     stop: float = 2.0
+    output_bytes: int = OUTPUT_BYTES
 
 
 @dataclass(slots=True)
@@ -72,10 +77,10 @@ class Loaded:
         for on_gone in tuple(self._watchers):
             on_gone()
 
-    def kill(self, reason: str) -> None:
-        """End it at once; a repeat changes nothing."""
+    def kill(self, reason: str, *, ordered: bool = True) -> None:
+        """End it at once; a repeat changes nothing. Not `ordered`, it counts as its own end."""
         if not self.killed.is_set() and not self.gone.is_set():
-            self.reason, self.ordered = reason, True
+            self.reason, self.ordered = reason, ordered
             self.killed.set()
 
     def gone_error(self) -> RunnerFailed:
@@ -105,7 +110,7 @@ async def serve(
     runner = await _launched(launcher, spec)
     grace = 0.0
     try:
-        async with runner.connect() as client:
+        async with runner.connect(limits.output_bytes) as client:
             ended = asyncio.create_task(runner.wait())
             try:
                 return await _watched_through(Loaded(runner, client), ended, limits, ready)

@@ -10,6 +10,7 @@ import binascii
 import hashlib
 import mimetypes
 import re
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -19,9 +20,11 @@ from uuid import UUID
 
 from vyvo_dagster.domain.artifact import ArtifactShape
 from vyvo_dagster.domain.model import Modality
-from vyvo_dagster.objects import ObjectStore
+from vyvo_dagster.errors import NotFound, RunnerFailed
+from vyvo_dagster.objects import ObjectStore, parse_s3_uri
+from vyvo_dagster.protocol.job import Artifact
 
-__all__ = ["Uploader", "clean", "data_uris_in", "decode_data_uri", "modality_of"]
+__all__ = ["ArtifactInvalid", "Uploader", "clean", "data_uris_in", "decode_data_uri", "modality_of"]
 
 # Mediatype without parameters we use, `;base64`, data. Case-insensitive scheme, as RFC 3986 asks.
 _DATA = re.compile(
@@ -30,6 +33,15 @@ _DATA = re.compile(
 )
 _DEFAULT_MIME: Final = "text/plain"
 _OCTETS: Final = "application/octet-stream"
+
+
+_OUTPUTS: Final = (Modality.IMAGE, Modality.VIDEO, Modality.AUDIO, Modality.TEXT)
+
+
+class ArtifactInvalid(RunnerFailed):
+    """A runner's output names an artifact that is not what it says."""
+
+    code = "artifact_invalid"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +76,42 @@ class Uploader:
                 for uri in uris
             }
         return _replaced(output, {uri: task.result() for uri, task in tasks.items()})
+
+    async def check(self, artifacts: Sequence[Artifact]) -> None:
+        """Check that artifacts are what a runner says of them.
+
+        Raises:
+            ArtifactInvalid: one is in a foreign bucket, does not exist, or has another size.
+            Unavailable: as the store answers.
+        """
+        loop = asyncio.get_running_loop()
+        sizes = dict[str, int]()
+        for artifact in artifacts:
+            if sizes.setdefault(artifact.url, artifact.size_bytes) != artifact.size_bytes:
+                raise ArtifactInvalid(f"{artifact.url[:300]} is said to have two sizes")
+        # Awaited together: a failure of one leaves no other behind unobserved.
+        found = await asyncio.gather(
+            *(_awaited(loop, self.executor, self._fault, url, size) for url, size in sizes.items()),
+            return_exceptions=True,
+        )
+        for fault in found:
+            if isinstance(fault, BaseException):
+                raise fault
+            if fault is not None:
+                raise ArtifactInvalid(fault)
+
+    def _fault(self, url: str, size_bytes: int) -> str | None:
+        """What is wrong with one artifact."""
+        bucket = parse_s3_uri(url).bucket
+        if bucket not in {self.store.bucket(modality) for modality in _OUTPUTS}:
+            return f"{url[:300]} is in no bucket for outputs"
+        try:
+            stat = self.store.stat(url)
+        except NotFound:
+            return f"{url[:300]} does not exist"
+        if stat.size_bytes != size_bytes:
+            return f"{url[:300]} has {stat.size_bytes} bytes, not {size_bytes}"
+        return None
 
     def _upload(self, uri: str, job_id: UUID, attempt: int) -> Any:
         decoded = decode_data_uri(uri)

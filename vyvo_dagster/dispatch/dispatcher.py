@@ -215,6 +215,7 @@ class Dispatcher:
                     model_id=job.model_id,
                     version=job.version,
                     input=dict(job.input),
+                    timeout_seconds=job.timeout_seconds,
                     traceparent=job.traceparent,
                 )
                 pipe.xadd(

@@ -7,6 +7,7 @@ from enum import StrEnum
 from vyvo_dagster.domain.state import StateMachine
 
 __all__ = [
+    "DEFAULT_TIMEOUT",
     "DEFAULT_TTL",
     "JOB",
     "PREDICTION_FAILED",
@@ -80,6 +81,9 @@ JOB: StateMachine[JobState] = StateMachine(
 
 PREDICTION_FAILED = "prediction_failed"
 """Error code of a job whose model raised; any other failure makes it a dead letter."""
+
+DEFAULT_TIMEOUT = 3600
+"""Seconds that a prediction may take where neither its job nor its version says."""
 
 # How long a job may wait in the queue before it expires.
 DEFAULT_TTL: dict[Priority, timedelta] = {

@@ -56,10 +56,14 @@ VERSION: StateMachine[VersionState] = StateMachine(
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What one loaded copy of a version takes on a node. Bytes; 0 means none needed."""
+    """What one loaded copy of a version takes on a node. Bytes; 0 means none needed.
+
+    `timeout_seconds` is how long a prediction may take whose job does not say; 0 is the default.
+    """
 
     gpu_memory_bytes: int = 0
     memory_bytes: int = 0
+    timeout_seconds: int = 0
 
 
 # One part of an OCI repository path, so that owner/name is usable in an image reference once

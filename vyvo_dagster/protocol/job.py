@@ -67,6 +67,7 @@ class RunOrder(_Model):
     model_id: str
     version: str
     input: dict[str, Any]
+    timeout_seconds: float = Field(default=3600.0, gt=0)
     traceparent: str | None = None
 
 

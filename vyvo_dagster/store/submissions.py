@@ -14,7 +14,7 @@ from uuid import UUID
 import psycopg
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from vyvo_dagster.domain.job import JobState, Priority
+from vyvo_dagster.domain.job import DEFAULT_TIMEOUT, JobState, Priority
 from vyvo_dagster.store.errors import translated
 from vyvo_dagster.store.models import SERVABLE
 
@@ -43,6 +43,7 @@ class NewJob:
     max_queued: int | None = None
     """Its quota: how many of its jobs may wait."""
     webhook: Mapping[str, Any] | None = None
+    timeout_seconds: int = DEFAULT_TIMEOUT
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ _SUBMIT: Final[LiteralString] = """
 with given as (
   select * from jsonb_to_recordset(%(jobs)s::jsonb) as g (id uuid, tenant text, model_id text,
     version_id uuid, version text, priority text, input jsonb, max_attempts int, ttl float8,
-    traceparent text, stream text, key_id uuid, max_queued int, webhook jsonb)
+    traceparent text, stream text, key_id uuid, max_queued int, webhook jsonb, timeout int)
 ), dropped as (
   delete from outbox where id = any(%(done)s::bigint[])
 ), waiting as (
@@ -80,10 +81,10 @@ with given as (
   ) counted where room is null or place <= room
 ), made as (
   insert into jobs (id, tenant, model_id, version_id, version, priority, input, max_attempts,
-    expires_at, traceparent, key_id, webhook, state)
+    expires_at, traceparent, key_id, webhook, timeout_seconds, state)
   select g.id, g.tenant, g.model_id, g.version_id, g.version, g.priority, g.input, g.max_attempts,
     now() + make_interval(secs => g.ttl), g.traceparent, g.key_id, g.webhook,
-    %(queued)s
+    g.timeout, %(queued)s
   from given g join model_versions v on v.id = g.version_id join allowed a on a.id = g.id
   where v.state = any(%(servable)s::text[])
   returning id
@@ -142,6 +143,7 @@ def _row(job: NewJob) -> str:
             "key_id": None if job.key_id is None else str(job.key_id),
             "max_queued": job.max_queued,
             "webhook": job.webhook,
+            "timeout": job.timeout_seconds,
         }
     )  # fmt: skip
     return f'{head[:-1]},"input":{job.input}}}'

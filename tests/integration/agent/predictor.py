@@ -11,7 +11,7 @@ from cog import BaseRunner, CancelationException, Input, current_scope, streamin
 
 
 class Predictor(BaseRunner):
-    """Steps slowly, fails, dies, ignores its cancellation, or answers a file inline."""
+    """Steps slowly, fails, dies, ignores its cancellation, answers a file inline, or lies."""
 
     def setup(self) -> None:
         if os.environ.get("SETUP") == "fail":
@@ -26,7 +26,8 @@ class Predictor(BaseRunner):
         steps: int = Input(default=2, ge=0, le=1000),
         seconds: float = Input(default=0.02),
         how: str = Input(
-            default="well", choices=["well", "fail", "die", "stubborn", "inline", "env"]
+            default="well",
+            choices=["well", "fail", "die", "exit", "stubborn", "inline", "env", "huge", "lie"],
         ),
     ) -> Iterator[Any]:
         scope = current_scope()
@@ -37,18 +38,31 @@ class Predictor(BaseRunner):
                 if how != "stubborn":
                     raise
             scope.record_metric("progress", (step + 1) / steps)
-            print(f"step {step + 1}", flush=True)
+            if how != "huge":
+                print(f"step {step + 1}", flush=True)
+        self.misbehave(how, text)
+        yield self.answer(how, text, steps)
+
+    def misbehave(self, how: str, text: str) -> None:
         if how == "fail":
             raise ValueError(f"bad thing: {text}")
         if how == "die":
             os.kill(os.getppid(), 9)
             time.sleep(30)
+        if how == "exit":
+            os._exit(3)
+
+    def answer(self, how: str, text: str, steps: int) -> Any:
+        if how == "huge":
+            return "x" * (steps + 1) * (1 << 20)
+        if how == "lie":
+            return {
+                "type": "image", "url": text, "size_bytes": steps, "mime_type": "image/png",
+                "expires_at": None,
+            }  # fmt: skip
         if how == "inline":
-            yield "data:image/png;base64," + base64.b64encode(text.encode()).decode()
-        elif how == "env":
-            yield {
-                name: os.environ.get(name)
-                for name in ("GREETING", "VYVO_MODEL_ID", "PORT", "VYVO_AGENT_JOIN_TOKEN")
-            }
-        else:
-            yield {"text": text, "weights": self.weights.decode(), "pid": os.getpid()}
+            return "data:image/png;base64," + base64.b64encode(text.encode()).decode()
+        if how == "env":
+            names = ("GREETING", "VYVO_MODEL_ID", "PORT", "VYVO_AGENT_JOIN_TOKEN")
+            return {name: os.environ.get(name) for name in names}
+        return {"text": text, "weights": self.weights.decode(), "pid": os.getpid()}

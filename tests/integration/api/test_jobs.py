@@ -1,5 +1,6 @@
 """Jobs over HTTP: submission, reports of a played agent, cancel, priority."""
 
+import asyncio
 from typing import Any
 from uuid import UUID
 
@@ -296,3 +297,22 @@ async def test_a_version_without_a_schema_takes_any_input(
     version = await ready_version(database, schema=None)
     answer = admin.post("/api/jobs", json={"model_id": version.model_id, "input": {"any": [1]}})
     assert answer.status_code == 202
+
+
+async def test_how_long_a_prediction_may_take_is_the_jobs_or_its_versions_word(
+    admin: httpx.Client, version: Version
+) -> None:
+    def limit(**values: Any) -> Any:
+        body = {"model_id": version.model_id, "input": {"digit": 1}, **values}
+        job_id = admin.post("/api/jobs", json=body).json()["job_id"]
+        return admin.get(f"/api/jobs/{job_id}").json()["timeout_seconds"]
+
+    assert (limit(), limit(timeout_seconds=7)) == (3600, 7)
+    path = f"/api/models/{version.model_id}/versions/v1"
+    assert admin.patch(path, json={"resources": {"timeout_seconds": 90}}).status_code == 200
+    async with asyncio.timeout(8):
+        while limit() != 90:
+            await asyncio.sleep(0.05)
+    assert limit(timeout_seconds=7) == 7
+    bad = {"model_id": version.model_id, "input": {"digit": 1}, "timeout_seconds": 0}
+    assert admin.post("/api/jobs", json=bad).json()["code"] == "invalid_input"

@@ -75,8 +75,8 @@ class RunnerClient(Protocol):
 class Runner(Protocol):
     """A started runner. It may not have finished, or passed, its setup."""
 
-    def connect(self) -> RunnerClient:
-        """A client of it, to be entered and left by who asks."""
+    def connect(self, output_bytes: int) -> RunnerClient:
+        """A client of it, to be entered and left by who asks; it reads so much of an output."""
         ...
 
     async def wait(self) -> str:

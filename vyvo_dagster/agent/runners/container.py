@@ -18,7 +18,7 @@ from uuid import UUID
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from docker.types import DeviceRequest, LogConfig, Mount
 
-from vyvo_dagster.agent.cog_client import CogClient
+from vyvo_dagster.agent.cog_client import OUTPUT_BYTES, CogClient
 from vyvo_dagster.agent.runners.base import Runner, RunnerSpec, log_text
 from vyvo_dagster.agent.runners.engine import Engine
 from vyvo_dagster.agent.runners.process import free_port
@@ -165,9 +165,9 @@ class ContainerRunner:
                 )
             await asyncio.sleep(0.05)
 
-    def connect(self) -> CogClient:
+    def connect(self, output_bytes: int = OUTPUT_BYTES) -> CogClient:
         """A client of its Cog server."""
-        return CogClient(self.url)
+        return CogClient(self.url, output_bytes)
 
     async def wait(self) -> str:
         """Return once the container has ended. An engine that is away says nothing about that."""

@@ -65,7 +65,7 @@ class NoopRunner:
     def __init__(self) -> None:
         self._stopped = asyncio.Event()
 
-    def connect(self) -> "NoopClient":
+    def connect(self, output_bytes: int) -> "NoopClient":
         """A client that answers by itself."""
         return NoopClient()
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
-from vyvo_dagster.agent.cog_client import CogClient
+from vyvo_dagster.agent.cog_client import OUTPUT_BYTES, CogClient
 from vyvo_dagster.agent.runners.base import Runner, RunnerSpec, log_text
 from vyvo_dagster.errors import RunnerFailed
 
@@ -134,9 +134,9 @@ class ProcessRunner:
         self._log = log
         self.url = url
 
-    def connect(self) -> CogClient:
+    def connect(self, output_bytes: int = OUTPUT_BYTES) -> CogClient:
         """A client of its Cog server."""
-        return CogClient(self.url)
+        return CogClient(self.url, output_bytes)
 
     async def wait(self) -> str:
         """Return once the process has ended; meanwhile its log is kept from growing without end."""

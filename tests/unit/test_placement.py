@@ -1,16 +1,14 @@
-"""Placement and fairness, as properties over generated clusters."""
+"""Placement, as properties over generated clusters."""
 
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vyvo_dagster.domain.fairness import AGING, in_order, rank
-from vyvo_dagster.domain.job import Priority
 from vyvo_dagster.domain.node import AssignmentState, HeartbeatPolicy, NodeState
-from vyvo_dagster.domain.placement import Candidate, choose
+from vyvo_dagster.domain.placement import Candidate, choose, place
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -66,34 +64,27 @@ def test_a_node_that_failed_is_taken_only_when_no_other_can(found: list[Candidat
         assert not any(usable(c) for c in found if c.node_id not in avoid)
 
 
-@dataclass(frozen=True)
-class Job:
-    id: UUID
-    priority: Priority
-    created_at: datetime
-
-
-jobs = st.builds(
-    Job,
-    id=st.uuids(),
-    priority=st.sampled_from(Priority),
-    created_at=st.timedeltas(timedelta(0), timedelta(hours=1)).map(lambda ago: NOW - ago),
-)
-
-
-@given(st.lists(jobs, max_size=20))
-def test_order_is_by_rank_then_age(found: list[Job]) -> None:
-    ordered = in_order(found, NOW)
-    keys = [(rank(j.priority, NOW - j.created_at), j.created_at) for j in ordered]
-    assert keys == sorted(keys)
-    assert sorted(j.id for j in ordered) == sorted(j.id for j in found)
-
-
-def test_waiting_lifts_a_batch_job_past_a_new_interactive_one() -> None:
-    old = Job(UUID(int=2), Priority.BATCH, NOW - 2 * AGING)
-    new = Job(UUID(int=1), Priority.INTERACTIVE, NOW)
-    assert in_order([new, old], NOW) == [old, new]
-    assert in_order([new, Job(old.id, Priority.BATCH, NOW)], NOW)[0] == new
+@given(st.lists(candidates(), max_size=8), st.lists(st.integers(0, 8), max_size=20))
+def test_placing_many_is_placing_one_after_the_other(
+    found: list[Candidate], failed_on: list[int]
+) -> None:
+    """`place` is `choose` for each job in turn, only faster; slots are never exceeded."""
+    avoid = [
+        frozenset({found[n].node_id}) if n < len(found) else frozenset[UUID]() for n in failed_on
+    ]
+    one_by_one: list[UUID | None] = []
+    left = list(found)
+    for each in avoid:
+        chosen = choose(left, each)
+        one_by_one.append(None if chosen is None else chosen.assignment_id)
+        if chosen is not None:
+            at = left.index(chosen)
+            left[at] = replace(chosen, in_flight=chosen.in_flight + 1)
+    together = place(found, avoid)
+    assert [None if c is None else c.assignment_id for c in together] == one_by_one
+    for candidate in found:
+        taken = sum(1 for c in together if c is not None and c == candidate)
+        assert taken <= candidate.free_slots
 
 
 def test_silence_makes_a_node_suspect_then_lost_and_lost_stays() -> None:

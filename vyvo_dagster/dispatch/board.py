@@ -1,7 +1,7 @@
 """What placement looks at: ready assignments, their nodes, and the attempts they hold.
 
-Nodes and assignments are kept in memory and read again when Postgres notifies of a change; only
-the count of attempts is read at each turn, since any api process may have ended one.
+Nodes and assignments are kept in memory and read again when Postgres notifies of a change. How many
+attempts they hold is read at each turn, since any api process may have ended one.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ import psycopg
 from vyvo_dagster.domain.node import AssignmentState
 from vyvo_dagster.domain.placement import Candidate
 from vyvo_dagster.errors import Unavailable
-from vyvo_dagster.store.database import Database, Store
+from vyvo_dagster.store.database import Database
 from vyvo_dagster.store.notify import REGISTRY_CHANNEL, listen
 from vyvo_dagster.store.records import Assignment, Node
 
@@ -43,8 +43,8 @@ class Board:
         self._changed = changed
         self._nodes: dict[UUID, Node] = {}
         self._by_version: dict[UUID, list[Assignment]] = {}
-        self.models: dict[str, frozenset[UUID]] = {}
-        """Model id → its versions that some node has ready."""
+        self.versions: dict[tuple[str, str], UUID] = {}
+        """(model id, version) → id of each version that some node has ready."""
 
     async def run(self) -> None:
         """Refresh on every notification, until canceled."""
@@ -72,20 +72,23 @@ class Board:
             assignments = await store.assignments.placeable()
         self._nodes = {node.id: node for node in nodes}
         by_version: dict[UUID, list[Assignment]] = {}
-        models: dict[str, set[UUID]] = {}
+        versions: dict[tuple[str, str], UUID] = {}
         for assignment in assignments:
             by_version.setdefault(assignment.version_id, []).append(assignment)
-            models.setdefault(assignment.model_id, set()).add(assignment.version_id)
+            versions[assignment.model_id, assignment.version] = assignment.version_id
         self._by_version = by_version
-        self.models = {model: frozenset(versions) for model, versions in models.items()}
+        self.versions = versions
         self._changed.set()
 
-    async def candidates(self, store: Store) -> dict[UUID, list[Candidate]]:
-        """Version → its candidates, with the attempts that they hold now."""
-        held = await store.attempts.in_flight()
+    def candidates(self, in_flight: Mapping[UUID, int]) -> dict[tuple[str, str], list[Candidate]]:
+        """(model id, version) → its candidates, with the attempts in flight by assignment."""
         return {
-            version: [self._candidate(a, held) for a in found if a.node_id in self._nodes]
-            for version, found in self._by_version.items()
+            name: [
+                self._candidate(a, in_flight)
+                for a in self._by_version[version_id]
+                if a.node_id in self._nodes
+            ]
+            for name, version_id in self.versions.items()
         }
 
     def _candidate(self, assignment: Assignment, held: Mapping[UUID, int]) -> Candidate:

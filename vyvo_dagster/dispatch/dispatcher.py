@@ -1,54 +1,56 @@
-"""The dispatch loop: claim waiting jobs, place them, hand them to their nodes.
+"""The dispatch loop: share the free slots among what waits, claim it, hand it to the nodes.
 
-One turn is: read entries for models that have a free slot; order them with those held from
-earlier turns; place as many as fit; claim those in Postgres, which is what makes the attempt;
-only then write the nodes' streams and acknowledge. A crash after the claim leaves an attempt
-whose lease ends; a crash before it leaves entries that another orchestrator takes over.
+One turn is: survey the queues; take the turn in Postgres, which counts what is in flight; choose
+whose jobs go; claim their entries; claim their rows, which is what makes the attempts; commit; and
+then, in one script call, tell the followers, write the nodes' streams and acknowledge. A crash
+before the commit leaves entries that another orchestrator takes over. A crash after it leaves
+attempts whose orders `Repair.resend_orders` writes.
 """
 
 import asyncio
 import logging
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
+from typing import Final
 from uuid import UUID
 
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from vyvo_dagster.concurrency import cancel_all
 from vyvo_dagster.dispatch.board import Board
 from vyvo_dagster.dispatch.poison import set_aside
-from vyvo_dagster.domain.fairness import in_order
-from vyvo_dagster.domain.job import JobEventKind
-from vyvo_dagster.domain.placement import Candidate, choose
+from vyvo_dagster.domain.fairness import Backlog, Share
+from vyvo_dagster.domain.placement import Candidate, place
 from vyvo_dagster.errors import Unavailable
-from vyvo_dagster.protocol.job import OrderKind, RunOrder
-from vyvo_dagster.store.attempts import Dispatch
+from vyvo_dagster.protocol.order import Order
 from vyvo_dagster.store.database import Database, Store
-from vyvo_dagster.store.records import Job
-from vyvo_dagster.streams import events, keys, queues
+from vyvo_dagster.store.dispatches import Dispatch
+from vyvo_dagster.streams import keys, queues
 from vyvo_dagster.streams.client import AsyncRedis
 from vyvo_dagster.streams.entries import Entry
+from vyvo_dagster.streams.handover import hand_over
+from vyvo_dagster.streams.queues import Queue, Waiting
 
 __all__ = ["Dispatcher"]
 
 log = logging.getLogger(__name__)
 
-# Entries read ahead per model and class for each free slot: enough to choose from, few enough
-# that another orchestrator finds work too.
-_READ_AHEAD = 4
-_IDLE_SECONDS = 1.0
-_TAKE_OVER_MS = 30_000
+_TURN: Final = 512
+_LEAST_OF_A_VERSION: Final = 16
+_TURN_SECONDS: Final = 20.0
+_CLAIM_SECONDS: Final = 2.0
+_IDLE_SECONDS: Final = 1.0
+_TAKE_OVER_MS: Final = 10_000
+_TAKE_OVER_COUNT: Final = 256
 
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """A waiting job whose stream entry this orchestrator holds."""
-
-    entry: Entry
-    job: Job
+Version = tuple[str, str]
 
 
 class Dispatcher:
-    """Dispatches until canceled. Several may run at once: the claim in Postgres decides."""
+    """Dispatches until canceled. Several may run at once: a lock in Postgres gives each its turn."""
 
     def __init__(
         self,
@@ -66,7 +68,15 @@ class Dispatcher:
         self._wake = wake
         self._consumer = consumer
         self._lease = lease
-        self._held: dict[str, dict[UUID, Held]] = {}
+        self._shares: dict[Version, Share] = {}
+        # Entries that are claimed and not done with: what a turn that failed leaves, what was
+        # taken over. They go before what is claimed next; there are at most a turn's worth.
+        self._held: dict[tuple[str, str], Entry] = {}
+        # What is committed and not handed over yet, and the task that does it while the next turn
+        # is under way.
+        self._owed: list[Order] = []
+        self._done: list[Entry] = []
+        self._delivery: asyncio.Task[None] | None = None
 
     async def listen(self) -> None:
         """Set the wake-up whenever someone publishes it, until canceled."""
@@ -83,144 +93,171 @@ class Dispatcher:
 
     async def run(self) -> None:
         """Take turns: at once while there is work, else when woken or after a second."""
+        try:
+            await self._run()
+        finally:
+            if self._delivery is not None:
+                await cancel_all({self._delivery})
+
+    async def _run(self) -> None:
         next_take_over = 0.0
         loop = asyncio.get_running_loop()
         while True:
+            self._wake.clear()
             try:
                 if loop.time() >= next_take_over:
                     await self._take_over()
                     next_take_over = loop.time() + _TAKE_OVER_MS / 2000
                 if await self.turn():
                     continue
-            except (RedisError, Unavailable) as error:
-                log.warning("dispatch waits: %s", error)
-                await asyncio.sleep(0.5)
+            except (RedisError, Unavailable, TimeoutError) as error:
+                log.warning("dispatch waits: %s", error or type(error).__name__)
+                await asyncio.sleep(0.2)
+                continue
             try:
                 async with asyncio.timeout(_IDLE_SECONDS):
                     await self._wake.wait()
             except TimeoutError:
                 pass
-            self._wake.clear()
 
     async def turn(self) -> int:
-        """One turn; returns how many jobs were dispatched."""
-        async with self._database.transaction() as store:
-            candidates = await self._board.candidates(store)
-        slots = {
-            model: sum(c.free_slots for v in versions for c in candidates.get(v, ()))
-            for model, versions in self._board.models.items()
-        }
-        entries = await self._read(slots)
-        if not entries and not any(self._held.get(model) for model, free in slots.items() if free):
+        """One turn; returns how many entries it was done with."""
+        if self._delivery is None or self._delivery.done():
+            await self._delivered()
+        versions = self._board.versions
+        waiting = await queues.survey(self._redis, versions) if versions else []
+        if not waiting and not (self._held and versions):
+            await self._delivered()
+            self._shares.clear()
             return 0
-        async with self._database.transaction() as store:
-            await self._hold(store, entries)
-            placed = await self._place(store, candidates, slots)
-            claimed = await store.attempts.dispatch(
-                [dispatch for dispatch, _ in placed], self._lease
-            )
-        await self._hand_over(claimed, [held for _, held in placed])
-        return len(claimed)
+        async with asyncio.timeout(_TURN_SECONDS), self._database.transaction() as store:
+            candidates = self._board.candidates(await store.dispatches.begin())
+            entries = self._ready(candidates)
+            entries += await self._claim(waiting, candidates, entries)
+            poison = await set_aside(store, entries)
+            entries = [entry for entry in entries if entry not in poison]
+            placed = await self._place(store, entries, candidates)
+            orders = await store.dispatches.claim([d for _, d in placed], self._lease)
+        # A job that was placed and not claimed does not wait any more: its entry is done with too.
+        done = [*poison, *(entry for entry, _ in placed)]
+        for entry in done:
+            del self._held[entry.stream, entry.id]
+        try:
+            await self._delivered()
+        finally:
+            self._owed += orders
+            self._done += done
+        self._delivery = asyncio.create_task(self._deliver(again=False), name="hand-over")
+        return len(done)
 
-    async def _read(self, slots: dict[str, int]) -> list[Entry]:
-        """New entries of the models that have a free slot."""
-        wanted: list[tuple[str, int]] = []
-        for waiting in await queues.survey(self._redis):
-            model = waiting.queue.model_id
-            free = slots.get(model, 0)
-            room = free * _READ_AHEAD - len(self._held.get(model, ()))
-            if free and room > 0:
-                wanted.append((waiting.queue.stream, room))
-        return await queues.claim(self._redis, self._consumer, wanted)
+    async def _delivered(self) -> None:
+        """Wait for what is being handed over; what failed to be is tried again."""
+        delivery, self._delivery = self._delivery, None
+        if delivery is not None:
+            try:
+                await delivery
+            except RedisError as error:
+                log.warning("orders wait: %s", error)
+        if self._owed or self._done:
+            await self._deliver(again=True)
+
+    async def _deliver(self, *, again: bool) -> None:
+        await hand_over(self._redis, self._owed, self._done, again=again)
+        self._owed, self._done = [], []
 
     async def _take_over(self) -> None:
         """Hold the entries of orchestrators that are gone."""
-        found = await queues.take_over(self._redis, self._consumer, _TAKE_OVER_MS, 256)
-        if found:
-            async with self._database.transaction() as store:
-                await self._hold(store, found)
+        self._hold(
+            await queues.take_over(self._redis, self._consumer, _TAKE_OVER_MS, _TAKE_OVER_COUNT)
+        )
 
-    async def _hold(self, store: Store, entries: list[Entry]) -> None:
-        """Hold the jobs of new entries that still wait; the other entries are done with."""
-        if entries:
-            stale = await set_aside(self._database, entries)
-            entries = [entry for entry in entries if entry not in stale]
-            waiting = {
-                job.id: job
-                for job in await store.jobs.waiting([UUID(e.fields["id"]) for e in entries])
-            }
-            for entry in entries:
-                job = waiting.get(UUID(entry.fields["id"]))
-                held = None if job is None else self._held.setdefault(job.model_id, {})
-                if (
-                    job is None
-                    or held is None
-                    or (job.id in held and held[job.id].entry.id != entry.id)
-                ):
-                    stale.append(entry)
-                else:
-                    held[job.id] = Held(entry, job)
-            await queues.acknowledge(self._redis, stale)
+    def _hold(self, entries: Iterable[Entry]) -> None:
+        self._held.update(((entry.stream, entry.id), entry) for entry in entries)
+
+    def _ready(self, candidates: Mapping[Version, Sequence[Candidate]]) -> list[Entry]:
+        """Entries held from before for which there is a slot."""
+        free = {version: _free(found) for version, found in candidates.items()}
+        ready: list[Entry] = []
+        for entry in self._held.values():
+            version = _version(entry)
+            if free.get(version, 0) > 0:
+                free[version] -= 1
+                ready.append(entry)
+        return ready
+
+    async def _claim(
+        self,
+        waiting: Sequence[Waiting],
+        candidates: Mapping[Version, Sequence[Candidate]],
+        ready: Sequence[Entry],
+    ) -> list[Entry]:
+        """New entries for the slots that `ready` leaves free, in the order of fairness."""
+        by_version: defaultdict[Version, list[Waiting]] = defaultdict(list)
+        for each in waiting:
+            by_version[each.queue.model_id, each.queue.version].append(each)
+        held = Counter(_version(entry) for entry in ready)
+        # Clocks of a version for which nobody waits say nothing any more.
+        self._shares = {v: self._shares.get(v) or Share() for v in by_version}
+        most = max(_TURN // max(len(by_version), 1), _LEAST_OF_A_VERSION)
+        now_ms = int(time.time() * 1000)
+        order: list[str] = []
+        for version, found in by_version.items():
+            model_id, name = version
+            slots = min(_free(candidates.get(version, ())) - held[version], most)
+            if slots > 0:
+                backlogs = [
+                    Backlog(w.queue.tenant, w.queue.priority, w.count, w.head_at) for w in found
+                ]
+                order += [
+                    keys.jobs(model_id, name, priority, tenant)
+                    for tenant, priority in self._shares[version].take(backlogs, slots, now_ms)
+                ]
+        try:
+            async with asyncio.timeout(_CLAIM_SECONDS):
+                claimed = await queues.claim(
+                    self._redis, self._consumer, list(Counter(order).items())
+                )
+        except TimeoutError as error:
+            raise RedisTimeoutError("a claim took too long") from error
+        self._hold(claimed)
+        by_stream: defaultdict[str, deque[Entry]] = defaultdict(deque)
+        for entry in claimed:
+            by_stream[entry.stream].append(entry)
+        return [by_stream[stream].popleft() for stream in order if by_stream[stream]]
 
     async def _place(
-        self, store: Store, candidates: dict[UUID, list[Candidate]], slots: dict[str, int]
-    ) -> list[tuple[Dispatch, Held]]:
-        """Choose a node for each held job that has one, in order of fairness."""
-        now = datetime.now(UTC)
-        held = {
-            h.job.id: h
-            for model, free in slots.items()
-            if free
-            for h in self._held.get(model, {}).values()
-        }
-        again = [h.job.id for h in held.values() if h.job.attempt > 0]
-        tried = await store.attempts.nodes_tried(again) if again else {}
-        placed: list[tuple[Dispatch, Held]] = []
-        for job in in_order((h.job for h in held.values()), now):
-            found = candidates.get(job.version_id, [])
-            chosen = choose(found, tried.get(job.id, frozenset()))
-            if chosen is None:
-                continue
-            found[found.index(chosen)] = replace(chosen, in_flight=chosen.in_flight + 1)
-            placed.append((Dispatch(job.id, chosen.node_id, chosen.assignment_id), held[job.id]))
+        self,
+        store: Store,
+        entries: Sequence[Entry],
+        candidates: Mapping[Version, Sequence[Candidate]],
+    ) -> list[tuple[Entry, Dispatch]]:
+        """A node for each entry, elsewhere than where its job failed before if that can be."""
+        by_version: defaultdict[Version, list[Entry]] = defaultdict(list)
+        for entry in entries:
+            by_version[_version(entry)].append(entry)
+        choice = [
+            UUID(entry.fields["id"])
+            for version, found in by_version.items()
+            if len(candidates.get(version, ())) > 1
+            for entry in found
+        ]
+        tried = await store.attempts.nodes_tried(choice) if choice else {}
+        placed: list[tuple[Entry, Dispatch]] = []
+        for version, found in by_version.items():
+            ids = [UUID(entry.fields["id"]) for entry in found]
+            nodes = place(candidates.get(version, ()), [tried.get(i, frozenset()) for i in ids])
+            placed += [
+                (entry, Dispatch(id_, node.node_id, node.assignment_id))
+                for entry, id_, node in zip(found, ids, nodes, strict=True)
+                if node is not None
+            ]
         return placed
 
-    async def _hand_over(self, claimed: list[Job], placed: list[Held]) -> None:
-        """Write the nodes' streams, tell the clients, and acknowledge what was placed.
 
-        A job that was placed and not claimed is no longer waiting, so its entry is done with too.
-        """
-        for held in placed:
-            del self._held[held.job.model_id][held.job.id]
-        # Told first: an agent may start at once, and `dispatched` comes before `started`.
-        await events.publish_many(
-            self._redis,
-            [
-                (
-                    str(job.id),
-                    JobEventKind.DISPATCHED,
-                    {"status": str(job.state), "attempt": job.attempt, "node_id": str(job.node_id)},
-                )
-                for job in claimed
-            ],
-        )
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for job in claimed:
-                assert job.node_id is not None
-                assert job.assignment_id is not None
-                order = RunOrder(
-                    job_id=job.id,
-                    attempt=job.attempt,
-                    assignment_id=job.assignment_id,
-                    model_id=job.model_id,
-                    version=job.version,
-                    input=dict(job.input),
-                    timeout_seconds=job.timeout_seconds,
-                    traceparent=job.traceparent,
-                )
-                pipe.xadd(
-                    keys.node(job.node_id),
-                    {"kind": OrderKind.RUN.value, "body": order.model_dump_json()},
-                )
-            await pipe.execute()
-        await queues.acknowledge(self._redis, [held.entry for held in placed])
+def _version(entry: Entry) -> Version:
+    queue = Queue.of(entry.stream)
+    return queue.model_id, queue.version
+
+
+def _free(candidates: Iterable[Candidate]) -> int:
+    return sum(candidate.free_slots for candidate in candidates)

@@ -16,6 +16,7 @@ from vyvo_dagster.dispatch.dispatcher import Dispatcher
 from vyvo_dagster.dispatch.gauges import Gauges
 from vyvo_dagster.dispatch.health import serve
 from vyvo_dagster.dispatch.relay import Relay
+from vyvo_dagster.dispatch.repair import Repair
 from vyvo_dagster.dispatch.upkeep import Upkeep
 from vyvo_dagster.dispatch.webhooks import WebhookSender
 from vyvo_dagster.settings import Settings
@@ -48,6 +49,13 @@ async def orchestrate(settings: Settings, stop: asyncio.Event) -> None:
         lost_after=timedelta(seconds=settings.lost_seconds),
     )
 
+    repair = Repair(
+        database,
+        redis,
+        lease=timedelta(seconds=settings.lease_seconds),
+        silence=timedelta(seconds=1.5 * settings.heartbeat_seconds),
+    )
+
     async def answer(path: str) -> tuple[int, str, bytes]:
         if path == "/metrics":
             return 200, CONTENT_TYPE_LATEST, generate_latest()
@@ -70,6 +78,7 @@ async def orchestrate(settings: Settings, stop: asyncio.Event) -> None:
                         database, allow_loopback=settings.webhook_allow_loopback
                     ).run(),
                     **upkeep.loops(),
+                    **repair.loops(),
                 }.items()
             ]
             if settings.orchestrator_port:

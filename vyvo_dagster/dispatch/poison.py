@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from uuid import UUID
 
-from vyvo_dagster.store.database import Database
+from vyvo_dagster.store.database import Store
 from vyvo_dagster.streams.entries import Entry
 
 __all__ = ["set_aside", "unreadable"]
@@ -24,14 +24,13 @@ def unreadable(entries: Sequence[Entry]) -> list[tuple[Entry, str]]:
     return found
 
 
-async def set_aside(database: Database, entries: Sequence[Entry]) -> list[Entry]:
-    """Keep unreadable entries among the dead letters; returns them, to be acknowledged after."""
+async def set_aside(store: Store, entries: Sequence[Entry]) -> list[Entry]:
+    """Keep unreadable entries among the dead letters; returns them, to be acknowledged after the commit."""
     poison = unreadable(entries)
     if poison:
-        async with database.transaction() as store:
-            await store.dead_letters.bury(
-                [(e.stream, e.id, _storable(e), reason) for e, reason in poison]
-            )
+        await store.dead_letters.bury(
+            [(e.stream, e.id, _storable(e), reason) for e, reason in poison]
+        )
     return [entry for entry, _ in poison]
 
 

@@ -1,26 +1,19 @@
-"""The orchestrator's clocks: leases that end, cancels that are due, jobs that expire, nodes gone
-silent, and streams that a flush emptied.
-"""
+"""The orchestrator's clocks: leases that end, cancels that are due, jobs that expire, nodes gone silent."""
 
-import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Coroutine
 from datetime import timedelta
 from typing import Any
-from uuid import UUID
 
-from redis.exceptions import RedisError
 from uuid_utils.compat import uuid7
 
-from vyvo_dagster.dispatch.requeue import publish_job_changes, requeue_lost, retry_due, stream_of
+from vyvo_dagster.dispatch.duties import loops
+from vyvo_dagster.dispatch.requeue import publish_job_changes, requeue_lost, retry_due
 from vyvo_dagster.domain.job import JobState
 from vyvo_dagster.domain.node import NodeEventKind, NodeState
-from vyvo_dagster.errors import Unavailable
 from vyvo_dagster.store.attempts import LOST, Gone
 from vyvo_dagster.store.database import Database
-from vyvo_dagster.streams import keys, queues
 from vyvo_dagster.streams.client import AsyncRedis
-from vyvo_dagster.streams.entries import add_many
 
 __all__ = ["Upkeep"]
 
@@ -49,25 +42,15 @@ class Upkeep:
 
     def loops(self) -> dict[str, Coroutine[Any, Any, None]]:
         """All duties as loops that run until canceled, by name."""
-        return {
-            duty.__name__: self._every(1.0, duty)
-            for duty in (
+        return loops(
+            (
                 self.end_leases,
                 self.end_cancels,
                 self.retry_jobs,
                 self.expire_jobs,
                 self.watch_nodes,
-                self.rebuild_streams,
             )
-        }
-
-    async def _every(self, seconds: float, duty: Callable[[], Awaitable[object]]) -> None:
-        while True:
-            try:
-                await duty()
-            except (RedisError, Unavailable) as error:
-                log.warning("%s waits: %s", getattr(duty, "__name__", duty), error)
-            await asyncio.sleep(seconds)
+        )
 
     async def end_leases(self) -> None:
         """Put jobs whose lease ended back to the queue, or end them."""
@@ -115,31 +98,3 @@ class Upkeep:
                 for node_id in await store.nodes.silent(frozenset(states), silence, to):
                     log.warning("node %s is %s", node_id, to)
                     await store.nodes.add_event(id=uuid7(), node_id=node_id, kind=kind)
-
-    async def rebuild_streams(self) -> None:
-        """After a flush of Redis, write the entries of all queued jobs and builds again.
-
-        The marker is set last: a crash in the middle repeats the rebuild, and entries written
-        twice are claimed once.
-        """
-        if await self._redis.exists(keys.EPOCH):
-            return
-        count = 0
-        last: UUID | None = None
-        while True:
-            async with self._database.transaction() as store:
-                queued = await store.jobs.queued(last, _BATCH)
-            if not queued:
-                break
-            await queues.enqueue(
-                self._redis,
-                [(stream_of(j), j.id, int(j.created_at.timestamp() * 1000)) for j in queued],
-            )
-            count += len(queued)
-            last = queued[-1].id
-        async with self._database.transaction() as store:
-            builds = await store.builds.unlaunched(_BATCH)
-        await add_many(self._redis, [(keys.BUILDS, {"id": str(id_)}) for id_ in builds])
-        await self._redis.set(keys.EPOCH, "1")
-        if count or builds:
-            log.info("wrote the entries of %d jobs and %d builds again", count, len(builds))

@@ -5,13 +5,14 @@ this job has not failed before, then the one with the least running work; among 
 fullest GPU, so that room stays whole elsewhere (best-fit bin packing).
 """
 
-from collections.abc import Iterable
+import heapq
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
 from vyvo_dagster.domain.node import AssignmentState, NodeState
 
-__all__ = ["Candidate", "choose"]
+__all__ = ["Candidate", "choose", "place"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +51,52 @@ def choose(
             only when no other node has a slot: a job that can run nowhere else is not held back.
     """
     free = [c for c in candidates if c.free_slots > 0]
-    return min(
-        free,
-        key=lambda c: (
-            c.node_id in avoid,
-            c.in_flight / c.slots,
-            c.free_gpu_memory_bytes,
-            c.node_id.bytes,
-        ),
-        default=None,
+    return min(free, key=lambda c: (c.node_id in avoid, *_rank(c, c.in_flight)), default=None)
+
+
+def place(
+    candidates: Iterable[Candidate], jobs: Sequence[frozenset[UUID]]
+) -> list[Candidate | None]:
+    """A candidate for each job in turn, as `choose` would with the slots taken before it counted.
+
+    Args:
+        candidates: assignments of the version that all the jobs ask for, as they are before.
+        jobs: the nodes that each job avoids.
+    """
+    by_id = {c.assignment_id: c for c in candidates if c.free_slots > 0}
+    held = {id_: c.in_flight for id_, c in by_id.items()}
+    heap = [(_rank(c, c.in_flight), id_) for id_, c in by_id.items()]
+    heapq.heapify(heap)
+    placed: list[Candidate | None] = []
+    for avoid in jobs:
+        passed: list[tuple[_Rank, UUID]] = []
+        while heap and by_id[heap[0][1]].node_id in avoid:
+            passed.append(heapq.heappop(heap))
+        if heap:
+            _, id_ = heapq.heappop(heap)
+        elif passed:
+            _, id_ = passed.pop(0)
+        else:
+            placed.append(None)
+            continue
+        for each in passed:
+            heapq.heappush(heap, each)
+        chosen = by_id[id_]
+        held[id_] += 1
+        if held[id_] < chosen.slots:
+            heapq.heappush(heap, (_rank(chosen, held[id_]), id_))
+        placed.append(chosen)
+    return placed
+
+
+_Rank = tuple[float, int, bytes, bytes]
+
+
+def _rank(candidate: Candidate, in_flight: int) -> _Rank:
+    """The lower the better: least loaded, then the fullest GPU, then any order that is always the same."""
+    return (
+        in_flight / candidate.slots,
+        candidate.free_gpu_memory_bytes,
+        candidate.node_id.bytes,
+        candidate.assignment_id.bytes,
     )

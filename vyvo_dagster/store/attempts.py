@@ -1,4 +1,4 @@
-"""Attempts of jobs: dispatch, lease, start, completion, loss. All fenced by the attempt's number.
+"""Attempts of jobs: lease, loss, history. All fenced by the attempt's number.
 
 The fencing token is `jobs.attempt`: it is raised by the one UPDATE that dispatches, and every
 report names it. A report whose token or node is not the row's own changes nothing.
@@ -20,22 +20,13 @@ from vyvo_dagster.store.records import Job, JobAttempt
 from vyvo_dagster.store.rows import record
 from vyvo_dagster.store.tables import job_attempts, jobs
 
-__all__ = ["LOST", "AttemptRepository", "Dispatch", "Gone"]
+__all__ = ["LOST", "AttemptRepository", "Gone"]
 
 _J = jobs.c
 _A = job_attempts.c
 _UUIDS = ARRAY(PG_UUID(as_uuid=True))
 LOST = "lost"
 """Outcome of an attempt whose lease ended or whose node started anew."""
-
-
-@dataclass(frozen=True, slots=True)
-class Dispatch:
-    """A placement: this job to this assignment."""
-
-    job_id: UUID
-    node_id: UUID
-    assignment_id: UUID
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,56 +43,6 @@ class AttemptRepository:
 
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
-
-    async def dispatch(self, placed: Sequence[Dispatch], lease: timedelta) -> list[Job]:
-        """Claim waiting jobs for their nodes, each with a new attempt, in two statements.
-
-        Jobs that no longer wait (canceled, expired, claimed by another orchestrator) are left
-        out of the answer.
-        """
-        if not placed:
-            return []
-        given = (
-            sa.func.unnest(
-                sa.cast([p.job_id for p in placed], _UUIDS),
-                sa.cast([p.node_id for p in placed], _UUIDS),
-                sa.cast([p.assignment_id for p in placed], _UUIDS),
-            )
-            .table_valued("job_id", "node_id", "assignment_id")
-            .render_derived("given")
-        )
-        rows = await self._connection.execute(
-            sa.update(jobs)
-            .where(
-                _J.id == given.c.job_id, _J.state == JobState.QUEUED, _J.expires_at > sa.func.now()
-            )
-            .values(
-                state=JobState.DISPATCHED,
-                attempt=_J.attempt + 1,
-                node_id=given.c.node_id,
-                assignment_id=given.c.assignment_id,
-                dispatched_at=sa.func.now(),
-                lease_expires_at=sa.func.now() + lease,
-                progress=None,
-                started_at=None,
-            )
-            .returning(jobs)
-        )
-        claimed = [record(Job, r) for r in rows.mappings()]
-        if claimed:
-            await self._connection.execute(
-                sa.insert(job_attempts),
-                [
-                    {
-                        "job_id": j.id,
-                        "attempt": j.attempt,
-                        "node_id": j.node_id,
-                        "assignment_id": j.assignment_id,
-                    }
-                    for j in claimed
-                ],
-            )
-        return claimed
 
     async def requeue(
         self, job: Job, gone: Gone, *, charged: bool, delay: timedelta | None = None
@@ -193,7 +134,8 @@ class AttemptRepository:
     async def nodes_tried(self, job_ids: Sequence[UUID]) -> dict[UUID, frozenset[UUID]]:
         """Nodes on which earlier attempts of these jobs were lost or failed."""
         query = sa.select(_A.job_id, _A.node_id).where(
-            _A.job_id.in_(list(job_ids)), _A.outcome.in_((LOST, str(JobState.FAILED)))
+            _A.job_id == sa.any_(sa.cast(list(job_ids), _UUIDS)),
+            _A.outcome.in_((LOST, str(JobState.FAILED))),
         )
         tried: dict[UUID, set[UUID]] = {}
         for job_id, node_id in await self._connection.execute(query):
@@ -230,15 +172,6 @@ class AttemptRepository:
         )
         renewed = {(row.id, row.attempt) for row in rows}
         return [ref for ref in refs if ref not in renewed]
-
-    async def in_flight(self) -> dict[UUID, int]:
-        """Attempts in flight by assignment; what placement counts slots with."""
-        query = (
-            sa.select(_J.assignment_id, sa.func.count())
-            .where(_J.state.in_(IN_FLIGHT))
-            .group_by(_J.assignment_id)
-        )
-        return {row[0]: int(row[1]) for row in await self._connection.execute(query)}
 
     async def of_node(self, node_id: UUID) -> list[Job]:
         """Jobs in flight on a node, locked for what follows."""

@@ -5,6 +5,8 @@ from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import UUID as PG_UUID
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from vyvo_dagster.domain.job import JOB, JobState, Priority
@@ -148,10 +150,11 @@ class JobRepository:
             query = query.where(_J.id > after)
         return [record(Job, r) for r in (await self._connection.execute(query)).mappings()]
 
-    async def waiting(self, ids: Sequence[UUID]) -> list[Job]:
-        """Those of `ids` that still wait."""
-        query = sa.select(jobs).where(_J.id.in_(list(ids)), _J.state == JobState.QUEUED)
-        return [record(Job, r) for r in (await self._connection.execute(query)).mappings()]
+    async def still_wait(self, ids: Sequence[UUID]) -> set[UUID]:
+        """Those of `ids` that wait to be dispatched."""
+        given = sa.cast(list(ids), ARRAY(PG_UUID(as_uuid=True)))
+        query = sa.select(_J.id).where(_J.id == sa.any_(given), _J.state == JobState.QUEUED)
+        return set((await self._connection.execute(query)).scalars())
 
     async def depths(self) -> list[tuple[str, Priority, int, float]]:
         """(model, priority, waiting, age of the oldest in seconds) of each queue that is not empty."""

@@ -15,6 +15,8 @@ from vyvo_dagster.streams.client import AsyncRedis
 from vyvo_dagster.streams.scripts import Batch, Script
 
 __all__ = [
+    "PUBLISH",
+    "PUBLISH_LIMITS",
     "REPLAY",
     "Event",
     "newer",
@@ -29,29 +31,36 @@ REPLAY: Final = 1024
 _ALL_KEPT: Final = 10_000
 _TTL_MS: Final = 24 * 3600 * 1000
 
-# KEYS: all-events stream, then the job's stream of each event.
-# ARGV: kept, all kept, ttl in ms, then topic, kind, data of each event.
 # A write whose answer was lost is made again, and a report may come late: after `completed` only
 # what opens another life is told, so that an end is told once and is the last word.
-_PUBLISH: Final = Script("""
+PUBLISH: Final = """
 local opens = {queued = true, requeued = true, dispatched = true}
-local ids = {}
+local function publish(all, stream, topic, kind, data, limits)
+  local last = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
+  if last and last[2][2] == 'completed' and not opens[kind] then return last[1] end
+  local id = redis.call('XADD', stream, 'MAXLEN', limits[1], '*', 'kind', kind, 'data', data)
+  redis.call('PEXPIRE', stream, limits[3])
+  redis.call('XADD', all, 'MAXLEN', '~', limits[2], '*',
+    'kind', kind, 'data', data, 'topic', topic, 'id', id)
+  return id
+end
+"""
+"""Lua: publishes one event; `limits` are PUBLISH_LIMITS."""
+PUBLISH_LIMITS: Final = (REPLAY, _ALL_KEPT, _TTL_MS)
+
+# KEYS: all-events stream, then the job's stream of each event.
+# ARGV: the limits, then topic, kind, data of each event.
+_PUBLISH: Final = Script(
+    PUBLISH
+    + """
+local ids, limits = {}, {ARGV[1], ARGV[2], ARGV[3]}
 for i = 2, #KEYS do
   local a = 3 * i - 2
-  local last = redis.call('XREVRANGE', KEYS[i], '+', '-', 'COUNT', 1)[1]
-  if last and last[2][2] == 'completed' and not opens[ARGV[a + 1]] then
-    ids[#ids + 1] = last[1]
-  else
-    local id = redis.call('XADD', KEYS[i], 'MAXLEN', ARGV[1], '*',
-      'kind', ARGV[a + 1], 'data', ARGV[a + 2])
-    redis.call('PEXPIRE', KEYS[i], ARGV[3])
-    redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[2], '*',
-      'kind', ARGV[a + 1], 'data', ARGV[a + 2], 'topic', ARGV[a], 'id', id)
-    ids[#ids + 1] = id
-  end
+  ids[#ids + 1] = publish(KEYS[1], KEYS[i], ARGV[a], ARGV[a + 1], ARGV[a + 2], limits)
 end
 return ids
-""")
+"""
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +97,7 @@ def publish_in(batch: Batch, events: Sequence[tuple[str, str, str]]) -> Batch:
         batch.add(
             _PUBLISH,
             [keys.ALL_EVENTS, *(keys.job_events(job_id) for job_id, _, _ in events)],
-            [REPLAY, _ALL_KEPT, _TTL_MS, *(value for event in events for value in event)],
+            [*PUBLISH_LIMITS, *(value for event in events for value in event)],
         )
     return batch
 

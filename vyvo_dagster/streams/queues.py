@@ -19,6 +19,7 @@ from vyvo_dagster.streams.entries import Entry
 from vyvo_dagster.streams.scripts import Batch, Script
 
 __all__ = [
+    "DONE",
     "Queue",
     "Waiting",
     "acknowledge",
@@ -27,6 +28,7 @@ __all__ = [
     "enqueue_in",
     "entry_fields",
     "names",
+    "peek",
     "survey",
     "take_over",
 ]
@@ -171,20 +173,29 @@ end
 return answer
 """)
 
-# KEYS: queues, then the stream of each entry. ARGV: group, then the id of each entry.
-_ACKNOWLEDGE: Final = Script("""
-for i = 2, #KEYS do
-  redis.call('XACK', KEYS[i], ARGV[1], ARGV[i])
-  redis.call('XDEL', KEYS[i], ARGV[i])
+DONE: Final = """
+local function done(stream, group, id)
+  redis.pcall('XACK', stream, group, id)
+  redis.call('XDEL', stream, id)
 end
-for i = 2, #KEYS do
-  if redis.call('XLEN', KEYS[i]) == 0 then
-    redis.call('DEL', KEYS[i])
-    redis.call('SREM', KEYS[1], KEYS[i])
+local function drop(queues, stream)
+  if redis.call('XLEN', stream) == 0 then
+    redis.call('DEL', stream)
+    redis.call('SREM', queues, stream)
   end
 end
+"""
+"""Lua: `done` acknowledges and deletes an entry, `drop` forgets a queue that is empty."""
+
+# KEYS: queues, then the stream of each entry. ARGV: group, then the id of each entry.
+_ACKNOWLEDGE: Final = Script(
+    DONE
+    + """
+for i = 2, #KEYS do done(KEYS[i], ARGV[1], ARGV[i]) end
+for i = 2, #KEYS do drop(KEYS[1], KEYS[i]) end
 return #KEYS - 1
-""")
+"""
+)
 
 
 def enqueue_in(batch: Batch, entries: Sequence[tuple[str, UUID | str, int | str]]) -> Batch:
@@ -240,6 +251,12 @@ async def take_over(redis: AsyncRedis, consumer: str, idle_ms: int, count: int) 
     return _entries(
         await _TAKE_OVER(redis, [keys.QUEUES], [keys.GROUP_ORCHESTRATOR, consumer, idle_ms, count])
     )
+
+
+async def peek(redis: AsyncRedis, stream: str, after: str, count: int) -> list[Entry]:
+    """Up to `count` entries of a queue, claimed or not, from id `after` ("(" in front excludes it)."""
+    found: Any = await redis.xrange(stream, min=after, count=count)
+    return [Entry(stream, id_, fields) for id_, fields in found]
 
 
 async def acknowledge(redis: AsyncRedis, entries: Sequence[Entry]) -> None:

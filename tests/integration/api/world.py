@@ -10,6 +10,7 @@ from typing import Any
 from uuid import UUID
 
 import httpx
+import sqlalchemy as sa
 import uvicorn
 from pydantic import SecretStr
 from uuid_utils.compat import uuid7
@@ -19,8 +20,8 @@ from api.server import Server
 from vyvo_dagster.domain.model import Modality, VersionState
 from vyvo_dagster.security.keys import TokenKind, mint
 from vyvo_dagster.settings import S3Settings, Settings
-from vyvo_dagster.store.attempts import Dispatch
 from vyvo_dagster.store.database import Database
+from vyvo_dagster.store.dispatches import Dispatch
 from vyvo_dagster.store.records import Job
 
 JOIN_TOKEN = "a-join-token"
@@ -168,8 +169,13 @@ async def load(admin: httpx.Client, agent: Agent, version: Version) -> UUID:
 
 
 async def dispatch(database: Database, job_id: str, agent: Agent, assignment_id: UUID) -> Job:
-    """What the orchestrator does: a new attempt on this node."""
+    """What the orchestrator does: a new attempt on this node, without the wait before a retry."""
     async with database.transaction() as store:
+        await store.connection.execute(
+            sa.text("update jobs set retry_at = null where id = :id"), {"id": job_id}
+        )
         placed = [Dispatch(UUID(job_id), agent.id, assignment_id)]
-        (job,) = await store.attempts.dispatch(placed, timedelta(seconds=60))
+        (order,) = await store.dispatches.claim(placed, timedelta(seconds=60))
+        job = await store.jobs.get(order.job_id, None)
+    assert job is not None
     return job

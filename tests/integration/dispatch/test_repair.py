@@ -1,0 +1,147 @@
+"""Between the claim in Postgres and the order in Redis: whatever dies there, the order comes."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from redis.exceptions import RedisError
+
+from tests.integration.dispatch.conftest import World
+from vyvo_dagster.dispatch.board import Board
+from vyvo_dagster.dispatch.dispatcher import Dispatcher
+from vyvo_dagster.domain.job import Priority
+from vyvo_dagster.local.parts import start_part
+from vyvo_dagster.local.ports import Ports
+from vyvo_dagster.local.process import stop
+from vyvo_dagster.local.servers import valkey
+from vyvo_dagster.store.database import Database, Store
+from vyvo_dagster.store.dispatches import Dispatch
+from vyvo_dagster.streams import events, keys, queues
+from vyvo_dagster.streams.client import connect
+
+LEASE = timedelta(seconds=30)
+
+
+class Struck(Database):
+    """A database after whose commit, while armed, something happens."""
+
+    strike: Callable[[], Awaitable[object]] | None = None
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncGenerator[Store]:
+        async with super().transaction() as store:
+            yield store
+        if self.strike is not None:
+            strike, self.strike = self.strike, None
+            await strike()
+
+
+async def orders(world: World, node_id: object, count: int) -> int:
+    """Orders in a node's stream, once there are `count`."""
+    async with asyncio.timeout(5):
+        while (found := await world.redis.xlen(keys.node(str(node_id)))) < count:
+            await asyncio.sleep(0.02)
+    return found
+
+
+async def test_a_redis_killed_after_the_claim_gets_the_order_when_it_is_back(
+    world: World, tmp_path: Path
+) -> None:
+    part = valkey(tmp_path, port=Ports(tmp_path / "ports.json").take("redis"), password="x")
+    child = await start_part(part, logs=tmp_path / "logs")
+    shared, world.redis = world.redis, connect(part.url)
+    database = Struck(world.settings.postgres_dsn, pool_size=2)
+    try:
+        node_id, _ = await world.node(slots=2)
+        board = Board(database, world.settings.postgres_dsn, asyncio.Event())
+        await board.refresh()
+        dispatcher = Dispatcher(
+            database, world.redis, board, asyncio.Event(), consumer="one", lease=LEASE
+        )
+        ids = await world.submit(*[Priority.STANDARD] * 2)
+
+        async def kill() -> None:
+            os.kill(child.pid, signal.SIGKILL)
+            await stop(child)
+
+        database.strike = kill
+        assert await dispatcher.turn() == 2
+        with pytest.raises(RedisError):
+            await dispatcher.turn()
+        assert [(await world.job(i)).state for i in ids] == ["dispatched"] * 2
+        child = await start_part(part, logs=tmp_path / "logs")
+        await dispatcher.turn()
+        assert await orders(world, node_id, 2) == 2
+        for job_id in ids:
+            told = [e.kind for e in await events.replay(world.redis, job_id)]
+            assert told == ["dispatched"]
+        assert await queues.names(world.redis) == set()
+    finally:
+        await world.redis.aclose()
+        world.redis = shared
+        await database.close()
+        await stop(child)
+
+
+async def claim(world: World, node_id: object, slots: int = 1) -> list[object]:
+    """What an orchestrator leaves that dies between its commit and the hand-over."""
+    ids = await world.submit(*[Priority.STANDARD] * slots)
+    async with world.database.transaction() as store:
+        (assignment,) = await store.assignments.of_node(node_id)  # type: ignore[arg-type]
+        placed = [Dispatch(i, assignment.node_id, assignment.id) for i in ids]
+        await store.dispatches.claim(placed, LEASE)
+    return [*ids]
+
+
+@pytest.mark.usefixtures("orchestrator")
+async def test_an_order_whose_writer_died_is_written_before_the_lease_ends(world: World) -> None:
+    node_id, _ = await world.node(slots=0)
+    (job_id,) = await claim(world, node_id)
+    await world.execute(
+        "update jobs set dispatched_at = dispatched_at - interval '16 s',"
+        " lease_expires_at = lease_expires_at - interval '16 s' where id = :id",
+        id=job_id,
+    )
+    async with asyncio.timeout(10):
+        while not await world.redis.xlen(keys.node(node_id)):
+            await asyncio.sleep(0.05)
+    # One of which an agent has told is left alone.
+    (heard,) = await claim(world, node_id)
+    await world.execute(
+        "update jobs set dispatched_at = dispatched_at - interval '16 s' where id = :id", id=heard
+    )
+    async with world.database.transaction() as store:
+        silent = await store.dispatches.unheard(timedelta(seconds=15), LEASE, None, 1000)
+    assert heard not in [order.job_id for order in silent]
+    assert job_id in [order.job_id for order in silent]
+    assert [e.kind for e in await events.replay(world.redis, str(job_id))] == ["dispatched"]
+
+
+@pytest.mark.usefixtures("orchestrator")
+async def test_a_flush_gives_the_nodes_their_orders_again(world: World) -> None:
+    node_id, _ = await world.node(slots=3)
+    ids = await world.submit(*[Priority.STANDARD] * 3)
+    for job_id in ids:
+        await world.until(job_id, "dispatched")
+    assert await orders(world, node_id, 3) == 3
+    await world.redis.flushall()
+    assert await orders(world, node_id, 3) == 3
+
+
+@pytest.mark.usefixtures("orchestrator")
+async def test_entries_of_jobs_that_wait_no_more_do_not_stay(world: World) -> None:
+    """No node serves the version, so no dispatch ever reads its queue."""
+    kept, gone = await world.submit(Priority.STANDARD, Priority.STANDARD)
+    async with world.database.transaction() as store:
+        assert await store.jobs.cancel_queued(gone) is not None
+    stream = keys.jobs(world.model_id, "1", Priority.STANDARD, "t")
+    async with asyncio.timeout(5):
+        while await world.redis.xlen(stream) > 1:
+            await asyncio.sleep(0.05)
+    ((_, fields),) = await world.redis.xrange(stream)
+    assert fields["id"] == str(kept)

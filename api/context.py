@@ -66,6 +66,8 @@ class Context:
     stopping: asyncio.Event
     """Set when the process stops: event streams end."""
     _group: asyncio.TaskGroup
+    waiters: int = 0
+    """Submissions that wait for their job's end."""
     _tasks: set[asyncio.Task[None]] = field(default_factory=set[asyncio.Task[None]])
 
     def spawn(self, name: str, work: Coroutine[Any, Any, object]) -> None:

@@ -11,7 +11,7 @@ from api.auth import IsNode, JobsRead, JobsWrite, own_node
 from api.context import Ctx
 from api.fields import Cursor, Limit, Listing, listing
 from api.idempotency import OnceDep
-from api.jobs import dead_letters, events, service, submission
+from api.jobs import dead_letters, events, service, submission, waiting
 from api.jobs.dead_letters import DeadLetter, Requeue
 from api.jobs.schemas import (
     BatchAccepted,
@@ -37,15 +37,39 @@ dead_letters_router = APIRouter(prefix="/api/dead-letters", tags=["jobs"])
 Traceparent = Annotated[str | None, Header(max_length=256, description="W3C trace context.")]
 
 
-@router.post("", status_code=202, summary="Submit a job")
+Prefer = Annotated[
+    str | None, Header(max_length=256, description="`wait=N` (RFC 7240), N seconds up to 60.")
+]
+
+
+@router.post(
+    "", status_code=202, summary="Submit a job", response_model=JobAccepted,
+    responses={
+        200: {
+            "model": JobView,
+            "description": "The job, which has ended within the time that `Prefer` named.",
+        }
+    },
+)  # fmt: skip
 async def submit(
     body: JobRequest, principal: JobsWrite, context: Ctx, request: OnceDep,
-    response: Response, traceparent: Traceparent = None,
-) -> JobAccepted:  # fmt: skip
-    """Where no node has the model ready the job waits, says so in `detail`, and expires after its TTL."""
+    response: Response, traceparent: Traceparent = None, prefer: Prefer = None,
+) -> JobAccepted | Response:  # fmt: skip
+    """Where no node has the model ready the job waits, says so in `detail`, and expires after its TTL.
+
+    With `Prefer: wait=N` the answer is 200 with the job once it has ended, in whichever way, and 202
+    as ever where it has not within N seconds.
+    """
     trace = submission.traceparent_or_none(traceparent)
     response.headers.update(await context.rates.take(principal, 1))
-    return (await submission.submit(context, principal, [body], request, trace))[0]
+    (accepted,) = await submission.submit(context, principal, [body], request, trace)
+    seconds = waiting.seconds_of(prefer)
+    if seconds is not None:
+        job = await waiting.finished(context, principal, accepted.job_id, seconds)
+        if job is not None:
+            headers = {**response.headers, "Preference-Applied": f"wait={seconds}"}
+            return Response(job.model_dump_json(), 200, headers, "application/json")
+    return accepted
 
 
 @router.post("/batch", status_code=202, summary="Submit jobs together")

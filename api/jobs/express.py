@@ -1,7 +1,7 @@
 """`POST /api/jobs` without the framework: the one route whose cost is the framework's, not its work's.
 
 Only a plain request that is well formed is answered here. Whatever is not (no key, another content
-type, a body that does not validate, an Idempotency-Key) goes on to the route of the same path in
+type, a body that does not validate, an Idempotency-Key, a Prefer) goes on to the route of the same path in
 `endpoints.py`, which also describes both in the OpenAPI document, with its body given back.
 """
 
@@ -56,6 +56,7 @@ class Express:
         if (
             token is None
             or b"idempotency-key" in sent
+            or b"prefer" in sent
             or len(trace) > _TRACEPARENT_CHARS
             or sent.get(b"content-type", b"").partition(b";")[0].strip() != b"application/json"
         ):

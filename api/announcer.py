@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 _BOUND_SECONDS: Final = 0.5
 _PAUSE_SECONDS: Final = 1.0
+_HEAPED: Final = 4096
 
 _Event = tuple[str, str, Mapping[str, Any]]
 
@@ -47,6 +48,17 @@ class Announcer:
         """Publish (job id, kind, data) events in order; returns once they are, or cannot be."""
         if events:
             self._events += [(str(job_id), kind, data) for job_id, kind, data in events]
+            await self._ask()
+
+    async def report(self, events: Sequence[tuple[UUID, str, Mapping[str, Any]]]) -> None:
+        """Publish events soon, in order, and wake dispatch: the next report need not wait for them.
+
+        It waits where too many are still to be said: what cannot be published is not heaped up.
+        """
+        self._events += [(str(job_id), kind, data) for job_id, kind, data in events]
+        self._wake = True
+        self._asked.set()
+        if len(self._events) > _HEAPED:
             await self._ask()
 
     async def changes(self, jobs: Sequence[Job]) -> None:
@@ -88,10 +100,11 @@ class Announcer:
             return
         try:
             async with asyncio.timeout(_BOUND_SECONDS):
+                if wake:
+                    # First: a slot that is free is worth more than what is told of it.
+                    await self._redis.publish(keys.WAKE, "api")
                 await publish_many(self._redis, events)
                 await publish_job_changes(self._redis, changes)
-                if wake and not changes:
-                    await self._redis.publish(keys.WAKE, "api")
         except (RedisError, TimeoutError, OSError) as error:
             self._paused_until = time.monotonic() + _PAUSE_SECONDS
             log.warning("events are not published: %s", error or type(error).__name__)

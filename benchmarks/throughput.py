@@ -193,7 +193,7 @@ def table(rows: list[tuple[str, int, float]]) -> None:
     for name, count, rate in rows:
         print(f"{name:28} {count:8,} {rate:11,.0f} {ours / rate:8.2f}x")
     print(
-        f"\nvyvo: batches of {BATCH} from {CLIENTS} clients, reports in batches of up to 256; every job is"
+        f"\nvyvo: batches of {BATCH} from {CLIENTS} clients, reports in batches of up to 1,024; every job is"
         "\na row, an attempt and events, committed with fsync. The others: append-only file, no database."
     )
     celery = next((rate for name, _, rate in rows if name.startswith("Celery")), None)

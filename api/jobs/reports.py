@@ -129,10 +129,11 @@ class Reports:
     async def _tell(self, told: Told) -> None:
         if told.requeued:
             self._relay.kick()
-        await self._announcer.events(told.events)
-        await self._announcer.changes(told.requeued)
         if told.ended:
-            self._announcer.wake()
+            await self._announcer.report(told.events)
+        else:
+            await self._announcer.events(told.events)
+        await self._announcer.changes(told.requeued)
         for job in told.ended:
             metrics.JOBS.labels(job.model_id, str(job.state)).inc()
             for phase, seconds in job.seconds.items():

@@ -17,7 +17,7 @@ __all__ = ["Orders"]
 
 _log = logging.getLogger(__name__)
 
-_COUNT: Final = 128
+_COUNT: Final = 512
 _BLOCK_MS: Final = 2000
 _SOCKET_SECONDS: Final = 10.0
 _CONNECT_SECONDS: Final = 5.0

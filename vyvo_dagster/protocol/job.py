@@ -37,7 +37,7 @@ __all__ = [
     "RunOrder",
 ]
 
-BATCH_ITEMS: Final = 256
+BATCH_ITEMS: Final = 1024
 """Reports in one batch, at most."""
 BATCH_BYTES: Final = 8 << 20
 """Size at which an agent closes a batch; a body of twice that is taken."""

@@ -99,7 +99,11 @@ def test_promotion_and_rollback(admin: httpx.Client) -> None:
 def test_a_version_is_changed_and_retired(admin: httpx.Client, version: Version) -> None:
     path = f"/api/models/{version.model_id}/versions/v1"
     changed = admin.patch(path, json={"resources": {"gpu_memory_bytes": 5}, "env": {"B": "c"}})
-    assert changed.json()["resources"] == {"gpu_memory_bytes": 5, "memory_bytes": 0}
+    assert changed.json()["resources"] == {
+        "gpu_memory_bytes": 5,
+        "memory_bytes": 0,
+        "timeout_seconds": 0,
+    }
     assert changed.json()["env"] == {"B": "***"}
     for _ in range(2):
         assert admin.patch(path, json={"state": "retired"}).json()["state"] == "retired"

@@ -21,6 +21,7 @@ from api.limits import BodyLimit
 from api.models import endpoints as models
 from api.nodes import endpoints as nodes
 from api.openapi import add_openapi
+from api.queue import endpoints as queue
 from api.timing import Timing
 from vyvo_dagster.settings import S3Settings, Settings
 
@@ -58,7 +59,9 @@ def create_app(settings: Settings, s3: S3Settings | None = None) -> FastAPI:
         title="vyvo-dagster", version=version("vyvo-dagster"), description=_DESCRIPTION,
         lifespan=lifespan, redirect_slashes=False,
     )  # fmt: skip
-    routers = [n.router for n in (builds, models, nodes, jobs, artifacts, keys, events, health)]
+    routers = [
+        n.router for n in (builds, models, nodes, jobs, queue, artifacts, keys, events, health)
+    ]
     routers += [jobs.dead_letters_router, webhooks.router]
     for router in routers:
         app.include_router(router)

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 
 from api.fields import Body, Text
 from vyvo_dagster.domain.scope import Scope
+from vyvo_dagster.domain.tenant import TENANT
 from vyvo_dagster.store.records import ApiKey, KeyLimits
 
 __all__ = ["KeyChange", "KeyCreate", "KeyCreated", "KeyView", "Limits", "key_view"]
@@ -60,7 +61,7 @@ class KeyCreate(Body):
     """A key to make."""
 
     name: Text = Field(min_length=1, max_length=100, examples=["gateway"])
-    tenant: str = Field(pattern=r"^[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?$", examples=["acme"])
+    tenant: str = Field(pattern=TENANT, examples=["acme"])
     scopes: list[Scope] = Field(min_length=1, max_length=20, examples=[["jobs:write"]])
     expires_in_seconds: int | None = Field(None, gt=0, le=10 * 365 * 86400)
     limits: Limits = Field(default_factory=Limits)

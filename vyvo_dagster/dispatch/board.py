@@ -11,6 +11,7 @@ from uuid import UUID
 
 import psycopg
 
+from vyvo_dagster.domain.fairness import Weighing
 from vyvo_dagster.domain.node import AssignmentState
 from vyvo_dagster.domain.placement import Candidate
 from vyvo_dagster.errors import Unavailable
@@ -45,6 +46,8 @@ class Board:
         self._by_version: dict[UUID, list[Assignment]] = {}
         self.versions: dict[tuple[str, str], UUID] = {}
         """(model id, version) → id of each version that some node has ready."""
+        self.weighing = Weighing({})
+        """What share of a version's slots each tenant has."""
 
     async def run(self) -> None:
         """Refresh on every notification, until canceled."""
@@ -66,10 +69,11 @@ class Board:
                 continue
 
     async def refresh(self) -> None:
-        """Read nodes and assignments."""
+        """Read nodes, assignments and weights."""
         async with self._database.transaction() as store:
             nodes = await store.nodes.all()
             assignments = await store.assignments.placeable()
+            shares = await store.shares.all()
         self._nodes = {node.id: node for node in nodes}
         by_version: dict[UUID, list[Assignment]] = {}
         versions: dict[tuple[str, str], UUID] = {}
@@ -78,6 +82,7 @@ class Board:
             versions[assignment.model_id, assignment.version] = assignment.version_id
         self._by_version = by_version
         self.versions = versions
+        self.weighing = Weighing({(s.tenant, s.model_id): s.weight for s in shares})
         self._changed.set()
 
     def candidates(self, in_flight: Mapping[UUID, int]) -> dict[tuple[str, str], list[Candidate]]:

@@ -13,6 +13,7 @@ import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Final
 from uuid import UUID
 
@@ -208,10 +209,9 @@ class Dispatcher:
                 backlogs = [
                     Backlog(w.queue.tenant, w.queue.priority, w.count, w.head_at) for w in found
                 ]
-                order += [
-                    keys.jobs(model_id, name, priority, tenant)
-                    for tenant, priority in self._shares[version].take(backlogs, slots, now_ms)
-                ]
+                weight = partial(self._board.weighing.weight, model_id=model_id)
+                taken = self._shares[version].take(backlogs, slots, now_ms, weight)
+                order += [keys.jobs(model_id, name, priority, tenant) for tenant, priority in taken]
         try:
             async with asyncio.timeout(_CLAIM_SECONDS):
                 claimed = await queues.claim(

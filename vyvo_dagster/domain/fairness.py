@@ -12,14 +12,14 @@ job nothing: it has the next free slot, or the one after it.
 """
 
 import heapq
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
 from vyvo_dagster.domain.job import Priority
 
-__all__ = ["AGING", "OWED_EVERY", "Backlog", "Share"]
+__all__ = ["AGING", "OWED_EVERY", "Backlog", "Share", "Weighing"]
 
 AGING: Final = timedelta(seconds=120)
 """Waiting after which a class is owed a part of the slots."""
@@ -28,6 +28,18 @@ OWED_EVERY: Final = 4
 
 _AGING_MS: Final = int(AGING.total_seconds() * 1000)
 _CLASSES: Final = tuple(Priority)
+
+
+class Weighing:
+    """Weights by (tenant, model id); model id None stands for all models. Where none is set it is 1."""
+
+    def __init__(self, weights: Mapping[tuple[str, str | None], float]) -> None:
+        self._weights = dict(weights)
+
+    def weight(self, tenant: str, model_id: str) -> float:
+        """A tenant's weight among those that wait for a version of this model."""
+        own = self._weights.get((tenant, model_id))
+        return own if own is not None else self._weights.get((tenant, None), 1.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from vyvo_dagster.store.models import ModelRepository
 from vyvo_dagster.store.nodes import NodeRepository
 from vyvo_dagster.store.outbox import OutboxRepository
 from vyvo_dagster.store.reports import ReportRepository
+from vyvo_dagster.store.shares import ShareRepository
 from vyvo_dagster.store.submissions import SubmissionRepository
 from vyvo_dagster.store.webhooks import WebhookRepository
 
@@ -55,6 +56,7 @@ class Store:
         self.outbox = OutboxRepository(connection)
         self.webhooks = WebhookRepository(connection)
         self.reports = ReportRepository(connection)
+        self.shares = ShareRepository(connection)
         self.submissions = SubmissionRepository(connection)
 
     async def ping(self) -> None:

@@ -4,23 +4,27 @@ Ids are UUIDv7, made by the caller so that a retry names the same row. Times are
 by the clock of the server that writes. States are text checked against their StrEnum.
 """
 
-from enum import StrEnum
-from typing import Final
-
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from vyvo_dagster.domain.build import BuildBackend, BuildState
 from vyvo_dagster.domain.job import JobState, Priority
 from vyvo_dagster.domain.model import Modality, VersionState
 from vyvo_dagster.domain.node import AssignmentState, NodeState
 from vyvo_dagster.domain.webhook import DeliveryState
+from vyvo_dagster.store.columns import TIME as _TIME
+from vyvo_dagster.store.columns import UUID as _UUID
+from vyvo_dagster.store.columns import id_column as _id
+from vyvo_dagster.store.columns import metadata
+from vyvo_dagster.store.columns import now_column as _now
+from vyvo_dagster.store.columns import one_of as _one_of
 
 __all__ = [
     "api_keys",
     "artifacts",
     "assignments",
     "audit_log",
+    "fair_shares",
     "idempotency_keys",
     "job_attempts",
     "jobs",
@@ -33,33 +37,6 @@ __all__ = [
     "outbox",
     "runner_builds",
 ]
-
-metadata: Final = sa.MetaData(
-    naming_convention={
-        "pk": "%(table_name)s_pkey",
-        "fk": "%(table_name)s_%(column_0_name)s_fkey",
-        "uq": "%(table_name)s_%(column_0_N_name)s_key",
-        "ix": "%(table_name)s_%(column_0_N_name)s_idx",
-        "ck": "%(table_name)s_%(constraint_name)s_check",
-    }
-)
-
-_UUID = UUID(as_uuid=True)
-_TIME = sa.DateTime(timezone=True)
-
-
-def _id() -> sa.Column[object]:
-    return sa.Column("id", _UUID, primary_key=True)
-
-
-def _now(name: str = "created_at") -> sa.Column[object]:
-    return sa.Column(name, _TIME, nullable=False, server_default=sa.func.now())
-
-
-def _one_of(column: str, enum: type[StrEnum]) -> sa.CheckConstraint:
-    values = ", ".join(f"'{member.value}'" for member in enum)
-    return sa.CheckConstraint(f"{column} in ({values})", name=column)
-
 
 models = sa.Table(
     "models",
@@ -373,6 +350,23 @@ outbox = sa.Table(
     sa.Column("fields", JSONB, nullable=False),
     sa.Column("held_until", _TIME, comment="Until then its writer brings it to the stream itself."),
     _now(),
+)
+
+fair_shares = sa.Table(
+    "fair_shares",
+    metadata,
+    _id(),
+    sa.Column("tenant", sa.Text, nullable=False),
+    sa.Column(
+        "model_id",
+        sa.Text,
+        sa.ForeignKey("models.model_id"),
+        comment="Null for all models that have none of their own.",
+    ),
+    sa.Column("weight", sa.Double, nullable=False),
+    _now("updated_at"),
+    sa.CheckConstraint("weight > 0 and weight <= 1000", name="weight"),
+    sa.UniqueConstraint("tenant", "model_id", postgresql_nulls_not_distinct=True),
 )
 
 audit_log = sa.Table(

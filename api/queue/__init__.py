@@ -1,0 +1,1 @@
+"""What waits, and who gets which share of the slots."""

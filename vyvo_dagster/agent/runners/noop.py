@@ -5,6 +5,7 @@ For load and fault tests of everything around a prediction. A node takes them on
 """
 
 import asyncio
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, Self
 
@@ -23,6 +24,8 @@ __all__ = ["NoopLauncher", "NoopRunner"]
 _SCHEME: Final = "noop://"
 _SLEEP: Final = "sleep_seconds"
 """Member of the input that says how long the prediction takes, for tests of what happens meanwhile."""
+_CLOCK: Final = "clock"
+"""Member of the input that becomes the time at which the prediction began, in seconds of the epoch."""
 _LONGEST_SLEEP: Final = 600.0
 
 
@@ -109,6 +112,9 @@ class NoopClient:
         traceparent: str | None = None,
     ) -> Prediction:
         """Succeed, at once where the input names no `sleep_seconds`."""
+        output = dict(input)
+        if _CLOCK in input:
+            output[_CLOCK] = time.time()
         seconds = input.get(_SLEEP, 0)
         if isinstance(seconds, int | float) and seconds > 0:
             canceled = self._sleeping[prediction_id] = asyncio.Event()
@@ -120,7 +126,7 @@ class NoopClient:
                 pass
             finally:
                 del self._sleeping[prediction_id]
-        return Prediction(PredictionStatus.SUCCEEDED, dict(input))
+        return Prediction(PredictionStatus.SUCCEEDED, output)
 
     async def cancel(self, prediction_id: str) -> bool:
         """Wake a prediction that sleeps; whether there was one."""

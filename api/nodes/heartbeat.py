@@ -13,6 +13,7 @@ from uuid import UUID
 from uuid_utils.compat import uuid7
 
 from api.context import Context
+from api.nodes import gpus
 from vyvo_dagster.dispatch.requeue import requeue_lost
 from vyvo_dagster.domain.model import Resources
 from vyvo_dagster.domain.node import ASSIGNMENT, AssignmentState, NodeEventKind, NodeState
@@ -66,6 +67,8 @@ async def heartbeat(context: Context, node_id: UUID, body: Heartbeat) -> Heartbe
         if beat[0] is not NodeState.READY:
             outcome.wake = outcome.changed = True
             await store.nodes.add_event(id=uuid7(), node_id=node_id, kind=NodeEventKind.READY)
+        if await gpus.observe(store, beat[1], body.gpus):
+            outcome.wake = outcome.changed = True
         refs = [(ref.job_id, ref.attempt) for ref in body.running]
         lease = timedelta(seconds=context.settings.lease_seconds)
         fenced = await store.attempts.renew(node_id, refs, lease)

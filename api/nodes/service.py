@@ -112,11 +112,12 @@ async def _version(store: Store, body: AssignRequest) -> ModelVersion:
 
 def _check_memory(node: Node, version: ModelVersion) -> None:
     needed = version.resources.get("gpu_memory_bytes", 0)
-    largest = max((g.get("memory_bytes", 0) for g in node.capabilities.get("gpus", ())), default=0)
+    usable = (g for g in node.capabilities.get("gpus", ()) if g.get("lost") is None)
+    largest = max((g.get("memory_bytes", 0) for g in usable), default=0)
     if needed > largest:
         raise Conflict(
             f"{version.model_id}@{version.version} needs {needed} bytes of GPU memory; "
-            f"the largest GPU of {node.name} has {largest}"
+            f"the largest usable GPU of {node.name} has {largest}"
         )
 
 

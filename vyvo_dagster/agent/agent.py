@@ -136,8 +136,11 @@ class Agent:
         """Join, serve, and join again whenever the control plane no longer knows this boot."""
         token = self._settings.join_token
         while True:
+            # A GPU may have been lost, or have come back, since the start.
+            gpus = await asyncio.to_thread(host.nvml.gpus)
             body = Register(
-                name=self._name, boot_id=uuid4(), capabilities=host.capabilities,
+                name=self._name, boot_id=uuid4(),
+                capabilities=host.capabilities.model_copy(update={"gpus": gpus}),
                 labels=self._settings.labels,
             )  # fmt: skip
             session = await join(
@@ -166,12 +169,14 @@ class Agent:
         attempts = self._attempts = Attempts(node, host.group, self._due)
 
         async def compose(now: datetime) -> Heartbeat:
+            readings = await asyncio.to_thread(host.nvml.metrics)
+            host.gpus.note(readings)
             return Heartbeat(
                 boot_id=session.boot_id,
                 sent_at=now,
                 leaving=False,
                 memory_available_bytes=memory_available_bytes(),
-                gpus=await asyncio.to_thread(host.nvml.metrics),
+                gpus=readings,
                 running=attempts.running(),
                 assignments=reconciler.observed(),
             )

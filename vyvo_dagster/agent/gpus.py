@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from vyvo_dagster.errors import RunnerFailed
-from vyvo_dagster.protocol.node import Gpu
+from vyvo_dagster.protocol.node import Gpu, GpuMetrics
 
 __all__ = ["GpuBooking"]
 
@@ -14,7 +14,12 @@ class GpuBooking:
 
     def __init__(self, gpus: Sequence[Gpu]) -> None:
         self._gpus = list(gpus)
+        self._lost = {gpu.index for gpu in gpus if gpu.lost is not None}
         self._booked: dict[UUID, tuple[str, int]] = {}
+
+    def note(self, readings: Sequence[GpuMetrics]) -> None:
+        """Remember which GPUs are lost: nothing is booked on those until they answer again."""
+        self._lost = {reading.index for reading in readings if reading.lost is not None}
 
     def book(self, assignment_id: UUID, need_bytes: int) -> str | None:
         """UUID of the GPU for an assignment, None when it needs none; a repeat gets the same.
@@ -26,9 +31,13 @@ class GpuBooking:
         """
         if need_bytes <= 0:
             return None
+        usable = [gpu for gpu in self._gpus if gpu.index not in self._lost]
         if assignment_id in self._booked:
-            return self._booked[assignment_id][0]
-        free = {gpu.uuid: gpu.memory_bytes - self._used(gpu.uuid) for gpu in self._gpus}
+            booked = self._booked[assignment_id][0]
+            if any(gpu.uuid == booked for gpu in usable):
+                return booked
+            del self._booked[assignment_id]
+        free = {gpu.uuid: gpu.memory_bytes - self._used(gpu.uuid) for gpu in usable}
         fitting = [uuid for uuid, room in free.items() if room >= need_bytes]
         if not fitting:
             most = max(free.values(), default=0)
@@ -37,7 +46,7 @@ class GpuBooking:
                 + (
                     f"the emptiest GPU of this node has {most} left"
                     if free
-                    else "this node has no GPU"
+                    else f"this node has no GPU{' that answers' if self._gpus else ''}"
                 )
             )
         chosen = min(fitting, key=lambda uuid: free[uuid])

@@ -55,6 +55,8 @@ class NodeEventKind(StrEnum):
     CORDONED = "cordoned"
     UNCORDONED = "uncordoned"
     DRAINING = "draining"
+    GPU_LOST = "gpu_lost"
+    GPU_BACK = "gpu_back"
 
 
 NODE: StateMachine[NodeState] = StateMachine(

@@ -38,6 +38,7 @@ class Gpu(_Model):
     uuid: Short
     name: Short
     memory_bytes: int = Field(ge=0)
+    lost: Short | None = Field(default=None, description="Why it cannot be used; null if it can.")
 
 
 class Capabilities(_Model):
@@ -61,6 +62,7 @@ class GpuMetrics(_Model):
     memory_total_bytes: int = Field(ge=0)
     utilization_ratio: float = Field(ge=0, le=1)
     temperature_celsius: float | None = None
+    lost: Short | None = Field(default=None, description="Why it cannot be read; null if it can.")
 
 
 class AttemptRef(_Model):

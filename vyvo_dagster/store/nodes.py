@@ -106,6 +106,15 @@ class NodeRepository:
         assert node is not None
         return NodeState(updated), node
 
+    async def set_capabilities(self, id: UUID, capabilities: Mapping[str, Any]) -> None:
+        """Note what a node has from now on."""
+        await self._connection.execute(
+            sa.update(node_capabilities)
+            .where(node_capabilities.c.node_id == id)
+            .values(capabilities=dict(capabilities), updated_at=sa.func.now())
+        )
+        await notify(self._connection, REGISTRY_CHANNEL, str(id))
+
     async def get(self, id: UUID) -> Node | None:
         """One node."""
         row = (await self._connection.execute(_select().where(_N.id == id))).mappings().first()

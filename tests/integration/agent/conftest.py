@@ -1,5 +1,6 @@
 """A real Cog environment, as the venv backend lays it out, with the tests' own predictor."""
 
+import asyncio
 import fcntl
 import hashlib
 import json
@@ -7,13 +8,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import engine_image
 import pytest
 from agent_world import Start, starter
-from control_plane import ControlPlane
+from control_plane import JOIN_TOKEN, ControlPlane
 from redis.asyncio import Redis
 
 from vyvo_dagster.settings import S3Settings
@@ -107,3 +109,48 @@ def _run(command: list[str], cwd: Path, **env: str) -> None:
 def started(plane: ControlPlane, runner_venvs: Path, tmp_path: Path) -> Start:
     """Run an agent for the time of a block; its end is the orderly one."""
     return starter(plane, runner_venvs, tmp_path)
+
+
+@pytest.fixture
+async def spawn(
+    plane: ControlPlane, runner_venvs: Path, tmp_path: Path
+) -> AsyncIterator[Callable[..., Any]]:
+    started: list[asyncio.subprocess.Process] = []
+
+    async def start(**changes: str) -> asyncio.subprocess.Process:
+        env = {
+            "PATH": os.environ["PATH"],
+            "VYVO_AGENT_API_URL": plane.url,
+            "VYVO_AGENT_JOIN_TOKEN": JOIN_TOKEN,
+            "VYVO_AGENT_NAME": "node-under-test",
+            "VYVO_AGENT_DATA_DIR": str(tmp_path / "data"),
+            "VYVO_AGENT_ENV_DIR": str(tmp_path / "etc"),
+            "VYVO_AGENT_VENV_DIR": str(runner_venvs),
+            "VYVO_AGENT_ENGINE": "process",
+            "VYVO_AGENT_LABELS": json.dumps({"zone": "a"}),
+            **changes,
+        }
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "vyvo_dagster.agent.main", env={k: v for k, v in env.items() if v},
+            stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+@pytest.fixture(scope="session")
+def nvml_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for LD_LIBRARY_PATH with a libnvidia-ml.so.1 of two GPUs; see nvml_stub.c."""
+    folder = tmp_path_factory.mktemp("nvml")
+    compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+    assert compiler is not None, "the tests of NVML need a C compiler: install gcc"
+    source = Path(__file__).with_name("nvml_stub.c")
+    library = str(folder / "libnvidia-ml.so.1")
+    _run([compiler, "-shared", "-fPIC", "-Wall", "-Werror", "-o", library, str(source)], folder)
+    return folder

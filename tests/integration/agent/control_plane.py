@@ -47,6 +47,7 @@ class ControlPlane:
         self.node_id = uuid4()
         self.credential = "credential-1"
         self.boots: list[UUID] = []
+        self.registered: list[Register] = []
         self.tokens: list[str] = []
         self.heartbeats: list[Heartbeat] = []
         self.desired: dict[UUID, DesiredAssignment] = {}
@@ -164,6 +165,7 @@ class ControlPlane:
             if token not in {JOIN_TOKEN, self.credential}:
                 return JSONResponse({"detail": "unknown token", "code": "unauthenticated"}, 401)
             self.boots.append(body.boot_id)
+            self.registered.append(body)
             s3 = S3Access(
                 endpoint=self.s3.endpoint,
                 access_key=self.s3.access_key,

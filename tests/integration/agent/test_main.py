@@ -1,12 +1,9 @@
 """The agent as a process of its own: signals, sudden death, and settings that cannot work."""
 
 import asyncio
-import json
-import os
 import signal
-import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,37 +14,6 @@ from test_agent import desire, loaded, order
 from vyvo_dagster.protocol.job import AttemptStatus, OrderKind
 
 Spawn = Callable[..., Any]
-
-
-@pytest.fixture
-async def spawn(plane: ControlPlane, runner_venvs: Path, tmp_path: Path) -> AsyncIterator[Spawn]:
-    started: list[asyncio.subprocess.Process] = []
-
-    async def start(**changes: str) -> asyncio.subprocess.Process:
-        env = {
-            "PATH": os.environ["PATH"],
-            "VYVO_AGENT_API_URL": plane.url,
-            "VYVO_AGENT_JOIN_TOKEN": JOIN_TOKEN,
-            "VYVO_AGENT_NAME": "node-under-test",
-            "VYVO_AGENT_DATA_DIR": str(tmp_path / "data"),
-            "VYVO_AGENT_ENV_DIR": str(tmp_path / "etc"),
-            "VYVO_AGENT_VENV_DIR": str(runner_venvs),
-            "VYVO_AGENT_ENGINE": "process",
-            "VYVO_AGENT_LABELS": json.dumps({"zone": "a"}),
-            **changes,
-        }
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "vyvo_dagster.agent.main", env={k: v for k, v in env.items() if v},
-            stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        if process.returncode is None:
-            process.kill()
-        await process.communicate()
 
 
 async def test_sigterm_during_a_job_hands_it_back_and_leaves_nothing(

@@ -229,7 +229,7 @@ async def test_a_heartbeat_renews_its_leases_and_fences_what_is_not_its_own(
 
 def test_metrics_are_those_of_the_last_heartbeat(admin: httpx.Client, agent: Agent) -> None:
     gpu = {"index": 0, "memory_used_bytes": 5, "memory_total_bytes": 10, "utilization_ratio": 0.5,
-           "temperature_celsius": 41.0}  # fmt: skip
+           "temperature_celsius": 41.0, "lost": None}  # fmt: skip
     agent.beat(gpus=[gpu], memory_available_bytes=77)
     shown = admin.get(f"/api/nodes/{agent.id}/metrics").json()
     assert shown["gpus"] == [gpu]
@@ -237,6 +237,49 @@ def test_metrics_are_those_of_the_last_heartbeat(admin: httpx.Client, agent: Age
     age = datetime.now(UTC) - datetime.fromisoformat(shown["received_at"])
     assert abs(age.total_seconds()) < 5
     assert f'vyvo_node_up{{node="{agent.name}"}}' in _fresh_metrics(admin)
+
+
+def test_a_lost_gpu_is_told_once_and_takes_no_version_until_it_is_back(
+    admin: httpx.Client, agent: Agent, version: Version
+) -> None:
+    sizes = {0: 10 << 30, 1: 80 << 30}
+    agent.register(gpus=[
+        {"index": i, "uuid": f"GPU-{i}", "name": "H", "memory_bytes": size}
+        for i, size in sizes.items()
+    ])  # fmt: skip
+
+    def reading(index: int, lost: str | None = None) -> dict[str, Any]:
+        return {"index": index, "memory_used_bytes": 0, "utilization_ratio": 0,
+                "memory_total_bytes": 0 if lost else sizes[index], "lost": lost}  # fmt: skip
+
+    def history() -> list[tuple[str, int, str | None]]:
+        return [
+            (e["kind"], e["detail"]["index"], e["detail"]["detail"])
+            for e in admin.get(f"/api/nodes/{agent.id}/events").json()["items"]
+            if e["kind"].startswith("gpu_")
+        ]
+
+    def lost() -> list[str | None]:
+        shown = admin.get(f"/api/nodes/{agent.id}").json()
+        return [gpu["lost"] for gpu in shown["capabilities"]["gpus"]]
+
+    needs = {"resources": {"gpu_memory_bytes": 40 << 30}}
+    changed = admin.patch(f"/api/models/{version.model_id}/versions/{version.name}", json=needs)
+    assert changed.status_code == 200, changed.text
+    ask = {"model_id": version.model_id, "version_id": version.name}
+    agent.beat(gpus=[reading(0), reading(1)])
+    assert history() == []
+    for _ in range(2):
+        agent.beat(gpus=[reading(0), reading(1, "GPU is lost")])
+    assert history() == [("gpu_lost", 1, "GPU is lost")]
+    assert lost() == [None, "GPU is lost"]
+    refused = admin.post(f"/api/nodes/{agent.id}/assign", json=ask)
+    assert (refused.status_code, refused.json()["code"]) == (409, "conflict")
+    for _ in range(2):
+        agent.beat(gpus=[reading(0), reading(1)])
+    assert history() == [("gpu_back", 1, None), ("gpu_lost", 1, "GPU is lost")]
+    assert lost() == [None, None]
+    assert admin.post(f"/api/nodes/{agent.id}/assign", json=ask).status_code == 202
 
 
 def _fresh_metrics(admin: httpx.Client) -> str:

@@ -126,12 +126,12 @@ class Agent:
         self.id = UUID(int=0)
         self.credential = ""
 
-    def register(self, token: str = JOIN_TOKEN) -> dict[str, Any]:
+    def register(self, token: str = JOIN_TOKEN, **capabilities: Any) -> dict[str, Any]:
         self.boot_id = uuid7()
         body = {
             "name": self.name, "boot_id": str(self.boot_id), "labels": {"zone": "a"},
             "capabilities": {"hostname": "h", "cpus": 2, "memory_bytes": 1 << 30,
-                             "engine": "process", "agent_version": "0"},
+                             "engine": "process", "agent_version": "0", **capabilities},
         }  # fmt: skip
         answer = self.post("/api/nodes/register", body, token)
         assert answer.status_code == 200, answer.text

@@ -42,7 +42,9 @@ def check_record(stack: Stack, accepted: Sequence[str], canceled: set[str]) -> C
     late = [id_ for id_, n, o, _ in attempts if o == "succeeded" and n != current[id_]]
     assert not late, f"fenced attempts completed {late[:5]}"
     counts["attempts"] = len(attempts)
-    counts["attempts lost"] = sum(outcome != "succeeded" for *_, outcome, _ in attempts)
+    # By outcome: a canceled attempt is no lost one.
+    for outcome, count in Counter(outcome for _, _, outcome, _ in attempts).items():
+        counts[f"attempts {outcome}"] = count
     return counts
 
 

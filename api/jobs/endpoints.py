@@ -149,7 +149,7 @@ async def requeue(
     "/{job_id}/events", summary="Follow a job", response_class=Response,
     responses={
         200: {
-            "description": "SSE events: queued, dispatched, started, progress, log, artifact, "
+            "description": "SSE events: queued, loading, dispatched, started, progress, log, artifact, "
             "requeued, completed. The last 1,024 are kept for 24 h and replayed after `Last-Event-ID`.",
             "content": {"text/event-stream": {}},
         }

@@ -50,6 +50,9 @@ class AssignmentView(BaseModel):
     created_at: datetime
     updated_at: datetime
     ready_at: datetime | None
+    on_demand: bool = Field(
+        description="Made by the orchestrator, since jobs waited for the version."
+    )
 
 
 class NodeView(BaseModel):

@@ -15,6 +15,7 @@ from vyvo_dagster.dispatch.board import Board
 from vyvo_dagster.dispatch.dispatcher import Dispatcher
 from vyvo_dagster.dispatch.gauges import Gauges
 from vyvo_dagster.dispatch.health import serve
+from vyvo_dagster.dispatch.loading import Loading
 from vyvo_dagster.dispatch.relay import Relay
 from vyvo_dagster.dispatch.repair import Repair
 from vyvo_dagster.dispatch.upkeep import Upkeep
@@ -79,6 +80,7 @@ async def orchestrate(settings: Settings, stop: asyncio.Event) -> None:
                     ).run(),
                     **upkeep.loops(),
                     **repair.loops(),
+                    **Loading(database, redis).loops(),
                 }.items()
             ]
             if settings.orchestrator_port:

@@ -46,6 +46,8 @@ class JobEventKind(StrEnum):
 
     QUEUED = "queued"
     POSITION = "position"
+    LOADING = "loading"
+    """A node loads the version that the job waits for."""
     DISPATCHED = "dispatched"
     STARTED = "started"
     PROGRESS = "progress"

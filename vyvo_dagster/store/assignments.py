@@ -42,7 +42,9 @@ class AssignmentRepository:
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
 
-    async def request(self, *, id: UUID, node_id: UUID, version_id: UUID) -> Assignment:
+    async def request(
+        self, *, id: UUID, node_id: UUID, version_id: UUID, on_demand: bool = False
+    ) -> Assignment:
         """The assignment in force of this version on this node, made if there is none.
 
         One that failed or is being removed is requested again.
@@ -50,7 +52,13 @@ class AssignmentRepository:
         again = (AssignmentState.FAILED, AssignmentState.REMOVING)
         await self._connection.execute(
             insert(assignments)
-            .values(id=id, node_id=node_id, version_id=version_id, state=AssignmentState.REQUESTED)
+            .values(
+                id=id,
+                node_id=node_id,
+                version_id=version_id,
+                state=AssignmentState.REQUESTED,
+                on_demand=on_demand,
+            )
             .on_conflict_do_update(
                 index_elements=["node_id", "version_id"],
                 index_where=sa.text("state <> 'removed'"),

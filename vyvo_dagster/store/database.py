@@ -15,6 +15,7 @@ from vyvo_dagster.store.assignments import AssignmentRepository
 from vyvo_dagster.store.attempts import AttemptRepository
 from vyvo_dagster.store.builds import BuildRepository
 from vyvo_dagster.store.dead_letters import DeadLetterRepository
+from vyvo_dagster.store.demand import DemandRepository
 from vyvo_dagster.store.dispatches import DispatchRepository
 from vyvo_dagster.store.errors import translated
 from vyvo_dagster.store.idempotency import IdempotencyRepository
@@ -47,6 +48,7 @@ class Store:
         self.attempts = AttemptRepository(connection)
         self.builds = BuildRepository(connection)
         self.dead_letters = DeadLetterRepository(connection)
+        self.demand = DemandRepository(connection)
         self.dispatches = DispatchRepository(connection)
         self.idempotency = IdempotencyRepository(connection)
         self.jobs = JobRepository(connection)

@@ -141,6 +141,7 @@ class Assignment:
     created_at: datetime
     updated_at: datetime
     ready_at: datetime | None
+    on_demand: bool
     model_id: str
     version: str
 

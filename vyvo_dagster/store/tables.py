@@ -160,6 +160,13 @@ assignments = sa.Table(
     _now(),
     _now("updated_at"),
     sa.Column("ready_at", _TIME),
+    sa.Column(
+        "on_demand",
+        sa.Boolean,
+        nullable=False,
+        server_default=sa.false(),
+        comment="Made by the orchestrator, since jobs waited.",
+    ),
     _one_of("state", AssignmentState),
     # One assignment in force per node and version; removed ones stay as history.
     sa.Index(

@@ -23,6 +23,7 @@ __all__ = [
     "publish",
     "publish_in",
     "publish_many",
+    "publish_once",
     "replay",
 ]
 
@@ -81,6 +82,23 @@ class Event:
         return json.loads(self.text)
 
 
+# As _PUBLISH.
+_PUBLISH_ONCE: Final = Script(
+    PUBLISH
+    + """
+local limits = {ARGV[1], ARGV[2], ARGV[3]}
+for i = 2, #KEYS do
+  local a = 3 * i - 2
+  local last = redis.call('XREVRANGE', KEYS[i], '+', '-', 'COUNT', 1)[1]
+  if not (last and last[2][2] == ARGV[a + 1] and last[2][4] == ARGV[a + 2]) then
+    publish(KEYS[1], KEYS[i], ARGV[a], ARGV[a + 1], ARGV[a + 2], limits)
+  end
+end
+return 0
+"""
+)
+
+
 def newer(id: str, than: str) -> bool:
     """Whether stream id `id` comes after `than`."""
     return _parts(id) > _parts(than)
@@ -118,6 +136,19 @@ async def publish_many(
     ]
     (ids,) = await publish_in(Batch(), told).execute(redis)
     return [str(id_) for id_ in ids]
+
+
+async def publish_once(redis: AsyncRedis, events: Sequence[tuple[str, str, str]]) -> None:
+    """Publish (job id, kind, JSON data) events, save those that their job was told last.
+
+    For what several processes may find out at a time, or one twice.
+    """
+    if events:
+        await _PUBLISH_ONCE(
+            redis,
+            [keys.ALL_EVENTS, *(keys.job_events(job_id) for job_id, _, _ in events)],
+            [*PUBLISH_LIMITS, *(value for event in events for value in event)],
+        )
 
 
 async def replay(redis: AsyncRedis, job_id: UUID | str, after: str = "0-0") -> list[Event]:

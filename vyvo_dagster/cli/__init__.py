@@ -14,6 +14,7 @@ _COMMANDS: Mapping[str, tuple[str, str, str]] = {
     "jobs": ("jobs", "jobs", "List jobs."),
     "job": ("jobs", "job", "Show or follow one job."),
     "cancel": ("jobs", "cancel", "Cancel jobs."),
+    "queue": ("queue", "queue", "Show what waits; --watch refreshes; set weights."),
     "requeue": ("jobs", "requeue", "Queue jobs again that have ended badly."),
     "dead-letters": ("jobs", "dead_letters", "List what failed through no fault of its own."),
     "up": ("up", "up", "Start the whole stack on this machine and stay in the foreground."),

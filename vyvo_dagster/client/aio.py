@@ -26,8 +26,10 @@ from vyvo_dagster.client.models import (
     Model,
     Node,
     Page,
+    Queues,
     Version,
     WebhookDelivery,
+    Weight,
 )
 from vyvo_dagster.client.problems import problem
 from vyvo_dagster.client.retry import RetryPolicy
@@ -182,6 +184,24 @@ class AsyncClient:
     ) -> Page[DeadLetter]:
         """A page of what failed through no fault of its prediction, newest first."""
         return await self.send(calls.dead_letters(model_id, cursor, limit))
+
+    async def queue(self, *, model_id: str | None = None, limit: int = 200) -> Queues:
+        """What waits and what is in flight; another tenant's only with an admin's key."""
+        return await self.send(calls.queue(model_id, limit))
+
+    async def weights(self) -> tuple[Weight, ...]:
+        """The weights that were set; a tenant that has none weighs 1."""
+        return await self.send(calls.weights())
+
+    async def set_weight(
+        self, tenant: str, weight: float, *, model_id: str | None = None
+    ) -> Weight:
+        """Set a tenant's weight, above 0 up to 1,000, for one model or for all."""
+        return await self.send(calls.set_weight(tenant, weight, model_id))
+
+    async def delete_weight(self, tenant: str, *, model_id: str | None = None) -> None:
+        """Forget a weight; NotFound where none was set."""
+        return await self.send(calls.delete_weight(tenant, model_id))
 
     async def webhooks(self, job_id: Id) -> tuple[WebhookDelivery, ...]:
         """The deliveries of a job's webhook, oldest first."""

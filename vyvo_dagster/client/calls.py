@@ -22,8 +22,10 @@ from vyvo_dagster.client.models import (
     Model,
     Node,
     Page,
+    Queues,
     Version,
     WebhookDelivery,
+    Weight,
 )
 from vyvo_dagster.domain.job import JobState, Priority
 from vyvo_dagster.errors import Unavailable
@@ -167,6 +169,27 @@ def requeue(
 def dead_letters(model_id: str | None, cursor: str | None, limit: int) -> Call[Page[DeadLetter]]:
     params = _given(model_id=model_id, cursor=cursor, limit=limit)
     return Call("GET", "/api/dead-letters", _read(Page[DeadLetter]), params=params)
+
+
+def queue(model_id: str | None, limit: int) -> Call[Queues]:
+    return Call("GET", "/api/queue", _read(Queues), params=_given(model_id=model_id, limit=limit))
+
+
+def weights() -> Call[tuple[Weight, ...]]:
+    def read(answer: Any) -> tuple[Weight, ...]:
+        return tuple(Weight.model_validate(each) for each in answer["items"])
+
+    return Call("GET", "/api/queue/weights", read)
+
+
+def set_weight(tenant: str, weight: float, model_id: str | None) -> Call[Weight]:
+    body = {"tenant": tenant, "weight": weight, "model_id": model_id}
+    return Call("PUT", "/api/queue/weights", _read(Weight), body)
+
+
+def delete_weight(tenant: str, model_id: str | None) -> Call[None]:
+    params = _given(tenant=tenant, model_id=model_id)
+    return Call("DELETE", "/api/queue/weights", lambda _: None, params=params)
 
 
 def webhooks(job_id: Id) -> Call[tuple[WebhookDelivery, ...]]:

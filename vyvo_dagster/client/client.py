@@ -25,8 +25,10 @@ from vyvo_dagster.client.models import (
     Model,
     Node,
     Page,
+    Queues,
     Version,
     WebhookDelivery,
+    Weight,
 )
 from vyvo_dagster.client.problems import problem
 from vyvo_dagster.client.retry import RetryPolicy
@@ -179,6 +181,22 @@ class Client:
     ) -> Page[DeadLetter]:
         """A page of what failed through no fault of its prediction, newest first."""
         return self.send(calls.dead_letters(model_id, cursor, limit))
+
+    def queue(self, *, model_id: str | None = None, limit: int = 200) -> Queues:
+        """What waits and what is in flight; another tenant's only with an admin's key."""
+        return self.send(calls.queue(model_id, limit))
+
+    def weights(self) -> tuple[Weight, ...]:
+        """The weights that were set; a tenant that has none weighs 1."""
+        return self.send(calls.weights())
+
+    def set_weight(self, tenant: str, weight: float, *, model_id: str | None = None) -> Weight:
+        """Set a tenant's weight, above 0 up to 1,000, for one model or for all."""
+        return self.send(calls.set_weight(tenant, weight, model_id))
+
+    def delete_weight(self, tenant: str, *, model_id: str | None = None) -> None:
+        """Forget a weight; NotFound where none was set."""
+        return self.send(calls.delete_weight(tenant, model_id))
 
     def webhooks(self, job_id: Id) -> tuple[WebhookDelivery, ...]:
         """The deliveries of a job's webhook, oldest first."""

@@ -29,8 +29,11 @@ __all__ = [
     "Model",
     "Node",
     "Page",
+    "Queue",
+    "Queues",
     "Version",
     "WebhookDelivery",
+    "Weight",
 ]
 
 T = TypeVar("T")
@@ -232,6 +235,35 @@ class Node(_Answer):
     labels: dict[str, str]
     last_heartbeat_at: datetime
     assignments: tuple[Assignment, ...]
+
+
+class Queue(_Answer):
+    """Jobs of one version, priority class and tenant. `depth` wait, the oldest for `oldest_seconds`."""
+
+    model_id: str
+    version: str
+    priority: Priority
+    tenant: str
+    depth: int
+    oldest_seconds: float | None
+    in_flight: int
+    weight: float
+
+
+class Queues(_Answer):
+    """The queues that are not empty, the deepest first; `truncated`: there are more."""
+
+    items: tuple[Queue, ...]
+    truncated: bool
+
+
+class Weight(_Answer):
+    """A tenant's weight among those who wait; `model_id` None: for all models without their own."""
+
+    tenant: str
+    model_id: str | None
+    weight: float
+    updated_at: datetime
 
 
 @dataclass(frozen=True, slots=True)

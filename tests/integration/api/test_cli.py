@@ -267,3 +267,47 @@ def test_the_command_starts_without_the_extras_libraries() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True
     )
     assert ran.stdout == "[]\n"
+
+
+def test_the_queue_and_its_weights(
+    cli: Cli, api: Api, admin: httpx.Client, version: Version
+) -> None:
+    ids = [submit(admin, version) for _ in range(3)]
+    (mine,) = cli.json("queue", "show", "--model", version.model_id)["items"]
+    assert (mine["depth"], mine["in_flight"], mine["weight"]) == (3, 0, 1.0)
+    shown = cli.run("queue", "show", "--model", version.model_id)
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.endswith("3 waiting, 0 in flight\n")
+    assert f"{version.model_id}@{version.name}" in cli.run("queue").stdout
+
+    given = cli.run("queue", "set-weight", "admin", "4", "--model", version.model_id)
+    assert given.stdout == f"admin weighs 4 for {version.model_id}\n", given.stderr
+    assert cli.json("queue", "show", "--model", version.model_id)["items"][0]["weight"] == 4.0
+    assert version.model_id in cli.run("queue", "weights").stdout
+    assert cli.run("queue", "unset-weight", "admin", "--model", version.model_id).returncode == 0
+    again = cli.run("queue", "unset-weight", "admin", "--model", version.model_id)
+    assert (again.returncode, again.stderr) == (1, "vyvo queue unset-weight: no such weight\n")
+
+    for wrong in ("0", "1001", "nan", "many"):
+        refused = cli.run("queue", "set-weight", "admin", wrong)
+        assert refused.returncode != 0, wrong
+        assert "Traceback" not in refused.stderr
+    assert cli.run("cancel", *ids).returncode == 0
+    assert cli.run("queue", "show", "--model", version.model_id).stdout.startswith("nothing waits")
+
+
+def test_the_queue_is_shown_again_until_ctrl_c(
+    cli: Cli, admin: httpx.Client, version: Version
+) -> None:
+    watching = cli.start("queue", "show", "--model", version.model_id, "--watch", "0.2")
+    assert watching.stdout is not None
+    with watching:
+        assert watching.stdout.readline().startswith("nothing waits")
+        job_id = submit(admin, version)
+        lines = iter(watching.stdout.readline, "")
+        assert any(line == "1 waiting, 0 in flight\n" for line in lines)
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(10) == 130
+        assert watching.stderr is not None
+        assert watching.stderr.read() == ""
+    assert cli.run("cancel", job_id).returncode == 0

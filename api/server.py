@@ -9,6 +9,7 @@ from typing import Final
 import uvicorn
 
 from api.app import create_app
+from vyvo_dagster import collector
 from vyvo_dagster.errors import VyvoError
 from vyvo_dagster.settings import Settings
 
@@ -19,6 +20,11 @@ _GRACE_SECONDS: Final = 5
 
 class Server(uvicorn.Server):
     """A uvicorn server that ends event streams first: they would otherwise hold up its shutdown."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Open everything, and then leave it to itself."""
+        await super().startup(sockets)
+        collector.settle()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End the streams, let requests finish, and close."""

@@ -11,6 +11,7 @@ from typing import Final
 import uvloop
 from pydantic import ValidationError
 
+from vyvo_dagster import collector
 from vyvo_dagster.agent.agent import Agent
 from vyvo_dagster.errors import Conflict, InvalidInput, VyvoError
 from vyvo_dagster.settings import AgentSettings
@@ -53,6 +54,7 @@ async def _serve(settings: AgentSettings) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
+    collector.settle()
     try:
         await Agent(settings).run(stop)
     except VyvoError as error:

@@ -10,6 +10,7 @@ from datetime import timedelta
 import uvloop
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from vyvo_dagster import collector
 from vyvo_dagster.concurrency import cancel_all
 from vyvo_dagster.dispatch.board import Board
 from vyvo_dagster.dispatch.dispatcher import Dispatcher
@@ -103,6 +104,7 @@ def run() -> None:
         stop = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        collector.settle()
         await orchestrate(Settings(), stop)
 
     uvloop.run(main())

@@ -50,7 +50,7 @@ async def _events(
         return not kinds or event.kind in kinds
 
     sent = time.monotonic()
-    with context.hub.subscribe(job_id, accepts) as subscription:
+    async with context.hub.subscribe(job_id, accepts) as subscription:
         while True:
             events = await subscription.next(sse.KEEP_ALIVE_SECONDS)
             texts = [

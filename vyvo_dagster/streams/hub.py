@@ -1,5 +1,8 @@
 """One reader of all events for a whole process, whatever the number of its clients.
 
+It reads while there are clients, and for a while after the last: events that nobody follows cost
+nothing.
+
 What a client may have missed (it was too slow, Redis was away, the reader fell behind) it finds by
 replaying its job's own stream, a few clients at a time.
 """
@@ -7,7 +10,7 @@ replaying its job's own stream, a few clients at a time.
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, Final
 from uuid import UUID
 
@@ -24,6 +27,9 @@ _QUEUE: Final = 2048
 _AT_ONCE: Final = 256
 _READ: Final = 500
 _AGAIN_SECONDS: Final = 0.5
+# How long to read on when nobody follows any more, and how long a first client waits for the tip.
+_LINGER_SECONDS: Final = 5.0
+_TIP_SECONDS: Final = 1.0
 # Replays at a time: hundreds of clients come at once after a restart, and the pool is shared.
 _REPLAYS: Final = 16
 
@@ -85,12 +91,18 @@ class EventHub:
         self._redis = redis
         self._by_topic: dict[str | None, set[Subscription]] = {}
         self._replays = asyncio.Semaphore(_REPLAYS)
+        self._followed = asyncio.Event()
+        self._reading = asyncio.Event()
+        self._followed_until = 0.0
 
-    @contextlib.contextmanager
-    def subscribe(
+    @contextlib.asynccontextmanager
+    async def subscribe(
         self, topic: UUID | str | None, accepts: Callable[[Event], bool] | None = None
-    ) -> Generator[Subscription]:
+    ) -> AsyncGenerator[Subscription]:
         """A Subscription for as long as the block runs. Subscribe first, replay after.
+
+        What is published once the block has begun is offered. Where Redis is away it begins all the
+        same, and is disturbed when events come again.
 
         Args:
             topic: a job; None takes every job's events.
@@ -99,13 +111,21 @@ class EventHub:
         key = None if topic is None else str(topic)
         subscription = Subscription(accepts)
         self._by_topic.setdefault(key, set()).add(subscription)
+        self._followed.set()
         try:
+            if not self._reading.is_set():
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_TIP_SECONDS):
+                        await self._reading.wait()
             yield subscription
         finally:
             members = self._by_topic[key]
             members.discard(subscription)
             if not members:
                 del self._by_topic[key]
+            if not self._by_topic:
+                self._followed.clear()
+                self._followed_until = asyncio.get_running_loop().time()
 
     async def replay(self, job_id: UUID | str, after: str) -> list[Event]:
         """The kept events of a job after id `after`, oldest first; waits for its turn."""
@@ -121,7 +141,7 @@ class EventHub:
         where events may have been lost that no stream holds: the job's row is to be looked at. The
         caller ends the iteration.
         """
-        with self.subscribe(job_id) as subscription:
+        async with self.subscribe(job_id) as subscription:
             last = after
             pending = await self.replay(job_id, last)
             fresh = _after(pending, last)
@@ -138,13 +158,18 @@ class EventHub:
                 fresh = _after(pending, last)
 
     async def run(self) -> None:
-        """Read until canceled; survives a Redis that goes away."""
+        """Read while anyone follows, until canceled; survives a Redis that goes away."""
         last: str | None = None
         away = False
         while True:
+            if self._idle():
+                last, away = None, False
+                self._reading.clear()
+                await self._followed.wait()
             try:
                 if last is None:
                     last = await self._tip()
+                    self._reading.set()
                 answer = await self._redis.xread({keys.ALL_EVENTS: last}, count=_READ, block=5000)
                 found = entries_of(answer)
                 if away or await self._outrun(found):
@@ -158,6 +183,10 @@ class EventHub:
             for id_, fields in found:
                 last = id_
                 self._hand_over(fields)
+
+    def _idle(self) -> bool:
+        now = asyncio.get_running_loop().time()
+        return not self._by_topic and now >= self._followed_until + _LINGER_SECONDS
 
     async def _tip(self) -> str:
         """Id of the newest entry: reading on from it misses nothing that comes between two reads."""

@@ -76,6 +76,32 @@ async def test_a_reader_whose_connections_are_cut_loses_nothing(redis_url: str) 
     assert seen == list(range(300))
 
 
+async def test_events_are_read_once_someone_follows_and_all_from_then_on(redis_url: str) -> None:
+    job_id = uuid7()
+    async with (
+        connect(redis_url) as redis,
+        connect(redis_url) as writing,
+        asyncio.timeout(30),
+        asyncio.TaskGroup() as group,
+    ):
+
+        async def reads() -> int:
+            stats = await writing.info("commandstats")
+            return int(stats.get("cmdstat_xread", {"calls": 0})["calls"])
+
+        hub = EventHub(redis)
+        running = group.create_task(hub.run())
+        before = await reads()
+        for n in range(20):
+            await publish(writing, job_id, "progress", {"n": n})
+        assert await reads() == before
+        for n in range(20, 23):
+            async with hub.subscribe(None) as subscription:
+                await publish(writing, job_id, "progress", {"n": n})
+                assert [e.data["n"] for e in await subscription.next(5.0)] == [n]
+        await cancel_all([running])
+
+
 async def test_a_follower_too_slow_for_its_queue_finds_all_that_is_kept(redis_url: str) -> None:
     job_id = uuid7()
     async with (

@@ -1,8 +1,15 @@
-"""Dagster resources: thin, configured wrappers over store, streams, objects and building."""
+"""Dagster resources: thin, configured wrappers over store, streams, objects, building and hosts."""
 
 from resources.building import BuildingResource
+from resources.docker_hosts import DockerHostsResource
 from resources.objects import ObjectsResource
 from resources.store import StoreResource
 from resources.streams import StreamsResource
 
-__all__ = ["BuildingResource", "ObjectsResource", "StoreResource", "StreamsResource"]
+__all__ = [
+    "BuildingResource",
+    "DockerHostsResource",
+    "ObjectsResource",
+    "StoreResource",
+    "StreamsResource",
+]

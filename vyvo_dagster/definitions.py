@@ -3,18 +3,27 @@
 Values of the environment are read here; secrets are named, so that the UI shows no value.
 """
 
-from dagster import Definitions, EnvVar, in_process_executor
+from dagster import Definitions, EnvVar
 
 from assets import ASSETS, JOBS
 from ops import MAINTENANCE_JOBS
-from resources import BuildingResource, ObjectsResource, StoreResource, StreamsResource
+from resources import (
+    BuildingResource,
+    DockerHostsResource,
+    ObjectsResource,
+    StoreResource,
+    StreamsResource,
+)
+from resources.docker_hosts import hosts_executor
 from sensors import SCHEDULES, SENSORS
-from vyvo_dagster.settings import S3Settings, Settings
+from vyvo_dagster.settings import HostsSettings, S3Settings, Settings
 
 __all__ = ["defs"]
 
 _settings = Settings()
 _s3 = S3Settings()
+_hosts = HostsSettings()
+_store = StoreResource(dsn=EnvVar("VYVO_POSTGRES_DSN"))
 
 defs = Definitions(
     assets=ASSETS,
@@ -22,9 +31,10 @@ defs = Definitions(
     sensors=SENSORS,
     schedules=SCHEDULES,
     # A step's own process would be paid with each step's start; steps of a build share one.
-    executor=in_process_executor,
+    executor=hosts_executor(_hosts),
     resources={
-        "store": StoreResource(dsn=EnvVar("VYVO_POSTGRES_DSN")),
+        "store": _store,
+        "docker_hosts": DockerHostsResource.of(_store, _hosts),
         "streams": StreamsResource(url=EnvVar("VYVO_REDIS_URL")),
         "objects": ObjectsResource(
             endpoint=_s3.endpoint,

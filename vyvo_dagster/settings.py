@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-__all__ = ["AgentSettings", "EngineChoice", "S3Settings", "Settings"]
+__all__ = ["AgentSettings", "EngineChoice", "HostsSettings", "S3Settings", "Settings"]
 
 EngineChoice = Literal["auto", "docker", "process"]
 BuildBackendChoice = Literal["auto", "buildx", "venv"]
@@ -117,6 +117,44 @@ class Settings(BaseSettings):
     )
     presign_seconds: int = Field(
         default=3600, gt=0, le=604800, description="Life of a presigned URL."
+    )
+
+
+class HostsSettings(BaseSettings):
+    """How ops reach the Docker engines of tagged hosts. Prefix `VYVO_HOSTS_`."""
+
+    model_config = SettingsConfigDict(env_prefix="VYVO_HOSTS_", extra="ignore")
+
+    engines: dict[str, str] = Field(
+        default_factory=dict,
+        description="Node name to engine URL, as a JSON object; {node} in that of * is the name.",
+    )
+    tls_dir: Path | None = Field(
+        default=None,
+        description="ca.pem, cert.pem and key.pem for tcp://; a folder of the node's name goes first.",
+    )
+    image: str | None = Field(
+        default=None, description="Image with Dagster and this code, for ops on tagged hosts."
+    )
+    network: str | None = Field(
+        default=None, description="Docker network of those ops, such as host."
+    )
+    env: list[str] = Field(
+        default=[
+            "VYVO_DAGSTER_POSTGRES_URL",
+            "VYVO_POSTGRES_DSN",
+            "VYVO_REDIS_URL",
+            "VYVO_S3_ENDPOINT",
+            "VYVO_S3_ACCESS_KEY",
+            "VYVO_S3_SECRET_KEY",
+            "VYVO_S3_REGION",
+            "VYVO_S3_BUCKET_PREFIX",
+        ],
+        description="Variables that those ops get, of those that are set, as a JSON list.",
+    )
+    weights_dir: str | None = Field(
+        default="/var/lib/vyvo-agent/weights",
+        description="The nodes' weights cache, seen read-only at /weights; unset mounts none.",
     )
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "PARTITIONS",
     "RUNNER_IMAGE",
     "TRAINING",
+    "gpu_pool",
 ]
 
 PARTITIONS: Final = "model_versions"
@@ -39,3 +40,12 @@ MODEL_VERSION: Final = AssetKey("model_version")
 DEPLOYMENT: Final = AssetKey("deployment")
 
 OWNERS: Final = ["team:platform"]
+
+
+def gpu_pool(*, host: str | None = None, pool: str | None = None) -> str:
+    """The concurrency pool of ops that take one GPU each: of a host, or of a pool of hosts.
+
+    As many of its ops run at a time, over all runs, as there are GPUs.
+    """
+    assert (host is None) != (pool is None)
+    return f"gpu/{host}" if host is not None else f"gpu-pool/{pool}"

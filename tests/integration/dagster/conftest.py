@@ -12,6 +12,7 @@ from uuid_utils.compat import uuid7
 
 from assets import model_version, model_weights, runner_image
 from resources import BuildingResource, ObjectsResource, StoreResource, StreamsResource
+from tests.integration.dagster import engines
 from vyvo_dagster.domain.build import BuildBackend, partition_key
 from vyvo_dagster.domain.model import Modality
 from vyvo_dagster.execution.names import BUILD_ID_TAG, PARTITIONS
@@ -19,6 +20,26 @@ from vyvo_dagster.settings import S3Settings
 from vyvo_dagster.store.database import Store
 from vyvo_dagster.store.records import Build, ModelVersion
 from vyvo_dagster.training.digits import TrainConfig, save_weights, train
+
+HOSTS = {"default", "host2", "host3"}
+ENGINES = engines.found()
+WITHOUT = (
+    ""
+    if ENGINES.keys() >= HOSTS and engines.has_base_image(ENGINES["default"])
+    else (
+        "ops on tagged hosts are NOT tested: that takes three Docker engines named default, host2 and "
+        f"host3 (found: {', '.join(sorted(ENGINES)) or 'none'}) and the image {engines.BASE_IMAGE}"
+    )
+)
+
+# Ops on hosts are tested where engines stand for the hosts; elsewhere the report says so.
+collect_ignore = ["test_executor.py"] if WITHOUT else []
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if WITHOUT:
+        terminalreporter.section("hosts")
+        terminalreporter.line(WITHOUT)
 
 
 @dataclass

@@ -1,0 +1,172 @@
+"""A code location of jobs whose ops run on several hosts; the same file is in the hosts' image."""
+
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+from dagster import (
+    Definitions,
+    In,
+    Nothing,
+    OpExecutionContext,
+    Out,
+    RetryPolicy,
+    job,
+    op,
+)
+
+from resources.docker_hosts import hosts_executor
+from vyvo_dagster.settings import HostsSettings
+
+# The test waits for what ops say; none of them outlives it.
+LONG = 600.0
+DONE = Out(Nothing)
+
+
+def where(context: OpExecutionContext) -> None:
+    """Say which container this is, as its own mounts name it, and which process."""
+    found = re.search(r"/containers/([0-9a-f]{64})/", Path("/proc/self/mountinfo").read_text())
+    context.log.info("container=%s pid=%d", found[1] if found else None, os.getpid())
+
+
+@op(tags={"vyvo/host": "default"}, out=DONE)
+def on_default(context: OpExecutionContext) -> None:
+    where(context)
+
+
+@op(tags={"vyvo/host": "host2"}, out=DONE)
+def on_host2(context: OpExecutionContext) -> None:
+    where(context)
+
+
+@op(tags={"vyvo/pool": "three"}, out=DONE)
+def on_pool_three(context: OpExecutionContext) -> None:
+    where(context)
+
+
+@op(ins={"after": In(Nothing)}, out=DONE)
+def untagged(context: OpExecutionContext) -> None:
+    where(context)
+
+
+@op(tags={"vyvo/process": "own"}, out=DONE)
+def own_process(context: OpExecutionContext) -> None:
+    where(context)
+
+
+@job
+def three_hosts() -> None:
+    untagged([on_default(), on_host2(), on_pool_three()])
+    own_process()
+
+
+@op(tags={"vyvo/host": "late"}, out=DONE)
+def on_late(context: OpExecutionContext) -> None:
+    where(context)
+
+
+@job
+def waiting() -> None:
+    on_late()
+
+
+@op(tags={"vyvo/host": "host2"}, out=DONE)
+def long_on_host2(context: OpExecutionContext) -> None:
+    where(context)
+    time.sleep(LONG)
+
+
+@op(tags={"vyvo/host": "host3"}, out=DONE)
+def deaf_on_host3(context: OpExecutionContext) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    where(context)
+    deadline = time.monotonic() + LONG
+    while time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+@op(out=DONE)
+def long_here(context: OpExecutionContext) -> None:
+    where(context)
+    time.sleep(LONG)
+
+
+@op(tags={"vyvo/process": "own"}, out=DONE)
+def long_beside(context: OpExecutionContext) -> None:
+    where(context)
+    time.sleep(LONG)
+
+
+@job
+def long() -> None:
+    long_on_host2()
+    deaf_on_host3()
+    long_beside()
+
+
+@job
+def long_with_one_here() -> None:
+    long_on_host2()
+    long_here()
+
+
+@op(tags={"vyvo/host": "default", "vyvo/memory": "384MiB", "vyvo/cpus": "0.5"}, out=DONE)
+def limited(context: OpExecutionContext) -> None:
+    cgroup = Path("/sys/fs/cgroup")
+    v2, v1 = cgroup / "memory.max", cgroup / "memory" / "memory.limit_in_bytes"
+    context.log.info("memory=%s", (v2 if v2.exists() else v1).read_text().strip())
+    context.log.info("weights=%s", Path("/weights/model.bin").read_text())
+    try:
+        Path("/weights/other").write_text("x")
+    except OSError as error:
+        context.log.info("write=%d", error.errno)
+
+
+@op(tags={"vyvo/host": "default", "vyvo/memory": "384MiB"}, ins={"after": In(Nothing)}, out=DONE)
+def too_large() -> None:
+    held = b"x" * (1 << 30)
+    del held
+
+
+@job
+def limits() -> None:
+    too_large(limited())
+
+
+@op(
+    tags={"vyvo/host": "default"},
+    out=DONE,
+    retry_policy=RetryPolicy(max_retries=1, delay=0),
+)
+def fails_once(context: OpExecutionContext) -> None:
+    where(context)
+    if context.retry_number == 0:
+        raise ValueError("the first time")
+
+
+@op(tags={"vyvo/host": "default", "vyvo/gpu": "1GB"}, out=DONE)
+def badly_tagged() -> None: ...
+
+
+@job
+def attempts() -> None:
+    fails_once()
+    badly_tagged()
+
+
+@op(tags={"vyvo/gpu": "h100"}, out=DONE)
+def on_a_gpu() -> None: ...
+
+
+@job
+def gpu() -> None:
+    on_a_gpu()
+
+
+defs = Definitions(
+    jobs=[three_hosts, waiting, long, long_with_one_here, limits, attempts, gpu],
+    executor=hosts_executor(HostsSettings()),
+)

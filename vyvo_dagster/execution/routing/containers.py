@@ -1,0 +1,324 @@
+"""Steps as containers of the hosts that a resolver chooses: dagster-docker's step handler, widened.
+
+The name of a container is derived from run, step and attempt, so that who launches a step again
+finds what was launched before. Its labels say whose it is, so that a sweep finds what was lost.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from dagster import DagsterEvent
+from dagster._core.events import EngineEventData
+from dagster._core.executor.step_delegating import CheckStepHealthResult, StepHandlerContext
+from dagster._core.utils import parse_env_var
+from dagster_docker.container_context import DockerContainerContext
+from dagster_docker.docker_executor import DockerStepHandler
+from dagster_docker.utils import validate_docker_image
+from docker.errors import APIError, DockerException, ImageNotFound, NotFound
+from docker.types import DeviceRequest
+from typing_extensions import override
+
+from vyvo_dagster.execution.routing.engines import ENGINE_ERRORS, HOLDING, Engines, Labels
+from vyvo_dagster.execution.routing.hosts import DockerHost, HostResolver, Placement, Unplaced
+from vyvo_dagster.execution.routing.local import step_key
+from vyvo_dagster.execution.routing.sweep import remove_containers, sweep_finished
+
+__all__ = ["HostStepHandler", "contended", "limits", "pull"]
+
+_UNREACHABLE_SECONDS: Final = 120.0
+_SILENT_SECONDS: Final = 60.0
+_TAIL_LINES: Final = 20
+_PULL_SECONDS: Final = 600
+
+
+def limits(placement: Placement) -> dict[str, Any]:
+    """What a placement means to `containers.create`."""
+    options: dict[str, Any] = {}
+    if placement.devices:
+        options["device_requests"] = [
+            DeviceRequest(device_ids=list(placement.devices), capabilities=[["gpu"]])
+        ]
+    if placement.memory_bytes is not None:
+        # No swap beside it: a step that outgrows its limit ends, it does not slow its host down.
+        options["mem_limit"] = options["memswap_limit"] = placement.memory_bytes
+    if placement.cpus is not None:
+        options["nano_cpus"] = round(placement.cpus * 1e9)
+    if placement.read_only_mounts:
+        options["volumes"] = {
+            source: {"bind": target, "mode": "ro"}
+            for source, target in placement.read_only_mounts.items()
+        }
+    return options
+
+
+def pull(client: Any, image: str, registry: Mapping[str, str] | None) -> None:
+    """Pull an image; `registry` has a username and a password, where one wants a login."""
+    login = None
+    if registry:
+        login = {"username": registry["username"], "password": registry["password"]}
+    before, client.api.timeout = client.api.timeout, _PULL_SECONDS
+    try:
+        client.images.pull(image, auth_config=login)
+    finally:
+        client.api.timeout = before
+
+
+def contended(engines: Engines, host: DockerHost, name: str, devices: tuple[str, ...]) -> bool:
+    """Whether another step holds one of the GPUs of the container `name`, which is made already.
+
+    Each makes its container first and looks then, so that of two at the same time one at least
+    sees the other and steps back.
+    """
+    if not devices:
+        return False
+    return any(
+        c.status in HOLDING
+        and c.name != name
+        and set(devices) & set(c.labels.get(Labels.DEVICES, "").split(","))
+        for c in engines.containers(host, Labels.RUN)
+    )
+
+
+class HostStepHandler(DockerStepHandler):
+    """Runs each step in a container on the host that the resolver chooses.
+
+    A step for which there is no host waits, and is placed at one of the next health checks.
+
+    Args:
+        resolver: chooses.
+        engines: reaches the hosts.
+        image: where the code location names none.
+        container_context: network, environment and more, of every container.
+        entry_point: the command of Dagster in the image.
+    """
+
+    def __init__(
+        self,
+        resolver: HostResolver,
+        engines: Engines,
+        image: str | None,
+        container_context: DockerContainerContext,
+        entry_point: Sequence[str],
+    ) -> None:
+        super().__init__(image, container_context)
+        self._resolver = resolver
+        self._engines = engines
+        self._entry_point = list(entry_point)
+        self._placements: dict[str, Placement | DockerHost] = {}
+        self._waiting: dict[str, str] = {}
+        self._failed: dict[str, str] = {}
+        self._since: dict[str, float] = {}
+
+    @property
+    @override
+    def name(self) -> str:
+        return "HostStepHandler"
+
+    @override
+    def launch_step(self, step_handler_context: StepHandlerContext) -> Iterator[DagsterEvent]:
+        name, key = self._get_container_name(step_handler_context), step_key(step_handler_context)
+        tags = step_handler_context.step_tags[key]
+        try:
+            outcome = self._resolver.place(
+                tags, self._engines.occupancy(self._resolver.hosts(tags))
+            )
+        except ValueError as error:
+            self._failed[name] = str(error)
+            return
+        if isinstance(outcome, Placement):
+            try:
+                outcome = self._start(step_handler_context, name, outcome)
+            except (ImageNotFound, NotFound, APIError) as error:
+                self._failed[name] = f"the engine refuses its container: {_said(error)}"
+                self._remove(outcome.host, name)
+                return
+            except ENGINE_ERRORS as error:
+                self._engines.forget(outcome.host)
+                outcome = Unplaced(f"engine of {outcome.host.name}: {error}")
+        if isinstance(outcome, Unplaced):
+            if self._waiting.get(name) != outcome.reason:
+                yield DagsterEvent.engine_event(
+                    step_handler_context.get_step_context(key),
+                    f'Step "{key}" waits for a host: {outcome.reason}.',
+                    EngineEventData(),
+                )
+            self._waiting[name] = outcome.reason
+        else:
+            self._waiting.pop(name, None)
+
+    @override
+    def check_step_health(self, step_handler_context: StepHandlerContext) -> CheckStepHealthResult:
+        name = self._get_container_name(step_handler_context)
+        if name in self._waiting:
+            for _ in self.launch_step(step_handler_context):
+                pass
+        if (reason := self._failed.pop(name, None)) is not None:
+            self._waiting.pop(name, None)
+            return CheckStepHealthResult.unhealthy(reason)
+        if name in self._waiting:
+            return CheckStepHealthResult.healthy()
+        host = self._host(name)
+        if host is None:
+            return CheckStepHealthResult.unhealthy(f"no host has a container {name}")
+        try:
+            container = self._engines.client(host).containers.get(name)
+        except NotFound:
+            return CheckStepHealthResult.unhealthy(f"container {name} on {host.name} was removed")
+        except ENGINE_ERRORS as error:
+            self._engines.forget(host)
+            if self._for_long(f"away {name}", _UNREACHABLE_SECONDS):
+                return CheckStepHealthResult.unhealthy(f"engine of {host.name}: {error}")
+            return CheckStepHealthResult.healthy()
+        self._since.pop(f"away {name}", None)
+        return self._judged(host, name, container)
+
+    @override
+    def terminate_step(self, step_handler_context: StepHandlerContext) -> Iterator[DagsterEvent]:
+        name, key = self._get_container_name(step_handler_context), step_key(step_handler_context)
+        self._waiting.pop(name, None)
+        host = self._host(name)
+        if host is None:
+            return
+        yield DagsterEvent.engine_event(
+            step_handler_context.get_step_context(key),
+            f"Stopping container {name} on {host.name}.",
+            EngineEventData(),
+        )
+        # Told, not waited for: all steps have the same grace, which `close` gives them.
+        with contextlib.suppress(*ENGINE_ERRORS):
+            self._engines.client(host).containers.get(name).kill("SIGTERM")
+
+    def close(self, run_id: str, grace_seconds: float, *, stop: bool) -> None:
+        """Leave no container of the run on the hosts that were used.
+
+        One that still runs may end by itself within the grace; with `stop` it is told to.
+
+        Raises nothing: what an engine that is away keeps is for the sweep of all hosts.
+        """
+        hosts = {p.host if isinstance(p, Placement) else p for p in self._placements.values()}
+        label = f"{Labels.RUN}={run_id}"
+        remove_containers(self._engines, hosts, label, grace_seconds, stop=stop)
+        self._engines.close()
+
+    def _start(
+        self, context: StepHandlerContext, name: str, placement: Placement
+    ) -> Placement | Unplaced:
+        key, host = step_key(context), placement.host
+        client = self._engines.client(host)
+        sweep_finished(self._engines, host, context.instance)
+        with contextlib.suppress(NotFound):
+            left = client.containers.get(name)
+            if left.status == "running":
+                self._placements[name] = placement
+                return placement
+            left.remove(force=True)
+        image = self._get_image(context)
+        validate_docker_image(image)
+        settings = self._get_docker_container_context(context)
+        try:
+            container = self._create(client, settings, image, context, name, placement)
+        except ImageNotFound:
+            pull(client, image, settings.registry)
+            container = self._create(client, settings, image, context, name, placement)
+        if contended(self._engines, host, name, placement.devices):
+            container.remove(force=True)
+            return Unplaced(f"{host.name} has no GPU free")
+        for network in settings.networks[1:]:
+            client.networks.get(network).connect(container)
+        self._placements[name] = placement
+        DagsterEvent.step_worker_starting(
+            context.get_step_context(key),
+            message=f'Launching step "{key}" in a container on {host.name}.',
+            metadata={
+                "Docker container id": container.id,
+                "Host": host.name,
+                "Image": image,
+                "GPUs": ", ".join(placement.devices),
+            },
+        )
+        container.start()
+        return placement
+
+    def _create(
+        self,
+        client: Any,
+        settings: DockerContainerContext,
+        image: str,
+        context: StepHandlerContext,
+        name: str,
+        placement: Placement,
+    ) -> Any:
+        key, args = step_key(context), context.execute_step_args
+        env = dict(parse_env_var(variable) for variable in settings.env_vars)
+        env |= {"DAGSTER_RUN_JOB_NAME": context.dagster_run.job_name, "DAGSTER_RUN_STEP_KEY": key}
+        command = list(args.get_command_args())
+        extra = dict(settings.container_kwargs)
+        extra.pop("stop_timeout", None)
+        labels = {
+            **extra.pop("labels", {}),
+            Labels.RUN: args.run_id,
+            Labels.STEP: key,
+            Labels.DEVICES: ",".join(placement.devices),
+        }
+        own = limits(placement)
+        volumes = {**extra.pop("volumes", {}), **own.pop("volumes", {})}
+        return client.containers.create(
+            image,
+            name=name,
+            # What stands before `api` is the interpreter of this machine, not the image's.
+            command=[*self._entry_point, *command[command.index("api") :]],
+            environment=env,
+            labels=labels,
+            detach=True,
+            network=settings.networks[0] if settings.networks else None,
+            volumes=volumes or None,
+            **{"init": True, **extra, **own},
+        )
+
+    def _host(self, name: str) -> DockerHost | None:
+        """Where the container is; one of before this process is looked for on every host."""
+        if name not in self._placements:
+
+            def has(host: DockerHost) -> bool:
+                try:
+                    self._engines.client(host).containers.get(name)
+                except NotFound:
+                    return False
+                return True
+
+            found = self._engines.each(self._resolver.hosts(), has)
+            for host in (host for host, answer in found.items() if answer is True):
+                self._placements[name] = host
+        placed = self._placements.get(name)
+        return placed.host if isinstance(placed, Placement) else placed
+
+    def _judged(self, host: DockerHost, name: str, container: Any) -> CheckStepHealthResult:
+        if container.status in HOLDING:
+            return CheckStepHealthResult.healthy()
+        state: Mapping[str, Any] = container.attrs["State"]
+        if state.get("OOMKilled"):
+            reason = "was killed for using more memory than its limit"
+        elif code := state.get("ExitCode"):
+            reason = f"exited with code {code}"
+        elif self._for_long(f"silent {name}", _SILENT_SECONDS):
+            reason = "ended without reporting the end of its step"
+        else:
+            return CheckStepHealthResult.healthy()
+        tail = ""
+        with contextlib.suppress(*ENGINE_ERRORS):
+            tail = container.logs(tail=_TAIL_LINES).decode(errors="replace")[-4000:]
+        return CheckStepHealthResult.unhealthy(f"container {name} on {host.name} {reason}\n{tail}")
+
+    def _for_long(self, what: str, seconds: float) -> bool:
+        now = time.monotonic()
+        return now - self._since.setdefault(what, now) >= seconds
+
+    def _remove(self, host: DockerHost, name: str) -> None:
+        with contextlib.suppress(*ENGINE_ERRORS):
+            self._engines.client(host).containers.get(name).remove(force=True)
+
+
+def _said(error: DockerException) -> str:
+    return str(getattr(error, "explanation", None) or error)

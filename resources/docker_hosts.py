@@ -171,6 +171,7 @@ def _view(node: Node, occupancy: Occupancy | None) -> HostView:
         devices=tuple(
             Device(g["uuid"], g["name"], g["memory_bytes"] - used.get(g["index"], 0))
             for g in has.get("gpus", [])
+            if not g.get("lost")
         ),
         memory_bytes=has.get("memory_bytes", 0),
         cpus=has.get("cpus", 0),

@@ -54,7 +54,7 @@ def _limit_pools(instance: DagsterInstance, nodes: list[Node]) -> list[str]:
     """
     wanted: Counter[str] = Counter()
     for node in nodes:
-        count = len(node.capabilities.get("gpus", []))
+        count = sum(not gpu.get("lost") for gpu in node.capabilities.get("gpus", []))
         wanted[gpu_pool(host=node.name)] += count
         if (pool := node.labels.get(POOL_LABEL)) is not None:
             wanted[gpu_pool(pool=pool)] += count

@@ -19,6 +19,7 @@ from api.jobs.express import Express
 from api.keys import endpoints as keys
 from api.limits import BodyLimit
 from api.models import endpoints as models
+from api.node_pools import endpoints as node_pools
 from api.nodes import endpoints as nodes
 from api.openapi import add_openapi
 from api.queue import endpoints as queue
@@ -62,7 +63,7 @@ def create_app(settings: Settings, s3: S3Settings | None = None) -> FastAPI:
     routers = [
         n.router for n in (builds, models, nodes, jobs, queue, artifacts, keys, events, health)
     ]
-    routers += [jobs.dead_letters_router, webhooks.router]
+    routers += [jobs.dead_letters_router, webhooks.router, node_pools.router]
     for router in routers:
         app.include_router(router)
     add_handlers(app)

@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import os
+import socket
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -25,6 +27,8 @@ from vyvo_dagster.dispatch.relay import Relay
 from vyvo_dagster.domain.model import Modality
 from vyvo_dagster.errors import Unavailable
 from vyvo_dagster.objects import ObjectStore
+from vyvo_dagster.scaling.scalers import make_scalers
+from vyvo_dagster.scaling.worker import PoolWorker
 from vyvo_dagster.settings import S3Settings, Settings
 from vyvo_dagster.store.database import Database
 from vyvo_dagster.store.submissions import SubmissionLine
@@ -63,6 +67,7 @@ class Context:
     registry: Registry
     gateway: Gateway
     rates: Rates
+    pools: PoolWorker
     stopping: asyncio.Event
     """Set when the process stops: event streams end."""
     _group: asyncio.TaskGroup
@@ -137,7 +142,11 @@ async def open_context(settings: Settings, s3: S3Settings) -> AsyncGenerator[Con
                 input_schemas=InputSchemas(),
                 registry=Registry(database, settings.postgres_dsn),
                 gateway=Gateway(SubmissionLine(settings.postgres_dsn), redis),
-                rates=Rates(redis), stopping=asyncio.Event(), _group=group,
+                rates=Rates(redis),
+                pools=PoolWorker(
+                    database, make_scalers(settings, os.environ), _place(settings), announcer.wake
+                ),
+                stopping=asyncio.Event(), _group=group,
             )  # fmt: skip
             try:
                 await _ensure_admin_key(context)
@@ -147,6 +156,7 @@ async def open_context(settings: Settings, s3: S3Settings) -> AsyncGenerator[Con
                 context.loop("gateway", context.gateway.write_groups)
                 context.loop("gateway announcer", context.gateway.announce_groups)
                 context.loop("announcer", context.announcer.run)
+                context.loop("node pools", context.pools.run)
                 context.loop("key use", lambda: _note_use(context))
                 context.spawn("dagster warm-up", context.launcher.warm())
                 yield context
@@ -157,6 +167,11 @@ async def open_context(settings: Settings, s3: S3Settings) -> AsyncGenerator[Con
         await redis.aclose()
         await log_redis.aclose()
         await database.close()
+
+
+def _place(settings: Settings) -> str:
+    """Where local pools live: a machine and a data directory. Two installations on a machine are two places."""
+    return f"{socket.gethostname()}:{settings.data_dir.absolute()}"
 
 
 async def _ensure_admin_key(context: Context) -> None:

@@ -16,11 +16,13 @@
     │   ├── VersionExists         409 version_exists
     │   ├── StaleAttempt          409 stale_attempt
     │   ├── StaleBoot             409 stale_boot
-    │   └── IllegalTransition     409 illegal_transition
+    │   ├── IllegalTransition     409 illegal_transition
+    │   └── ScalingRefused        409 scaling_refused
     ├── RateLimited               429 rate_limited
     │   └── QuotaExceeded         429 quota_exceeded
     ├── BuildFailed               500 build_failed
     ├── RunnerFailed              500 runner_failed
+    ├── ScalingFailed             500 scaling_failed
     └── Unavailable               503 unavailable
 
 `status` is the HTTP status the api answers with, `code` the stable name that clients switch on.
@@ -44,6 +46,8 @@ __all__ = [
     "QuotaExceeded",
     "RateLimited",
     "RunnerFailed",
+    "ScalingFailed",
+    "ScalingRefused",
     "StaleAttempt",
     "StaleBoot",
     "Unauthenticated",
@@ -174,6 +178,12 @@ class IllegalTransition(Conflict):
     code = "illegal_transition"
 
 
+class ScalingRefused(Conflict):
+    """A pool cannot be scaled so: a limit, or a plan that destroys more than was asked for."""
+
+    code = "scaling_refused"
+
+
 class RateLimited(VyvoError):
     """Too many requests for this key."""
 
@@ -197,6 +207,12 @@ class RunnerFailed(VyvoError):
     """A runner did not start, died, or answered nonsense."""
 
     code = "runner_failed"
+
+
+class ScalingFailed(VyvoError):
+    """What makes and removes a pool's nodes failed, or took too long; `detail` says which step."""
+
+    code = "scaling_failed"
 
 
 class Unavailable(VyvoError):

@@ -112,6 +112,10 @@ class Settings(BaseSettings):
     webhook_allow_loopback: bool = Field(
         default=False, description="Let webhooks go to this machine itself, by http too."
     )
+    local_agents: int = Field(
+        default=8, ge=0, le=1024,
+        description="Agents that local node pools may run on the api's machine together.",
+    )  # fmt: skip
     artifact_ttl_seconds: int = Field(
         default=7 * 86400, gt=0, description="Life of an artifact in its bucket."
     )

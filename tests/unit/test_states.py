@@ -8,6 +8,7 @@ from vyvo_dagster.domain.build import BUILD, BuildState
 from vyvo_dagster.domain.job import JOB, JobState, after_lost_attempt, backoff
 from vyvo_dagster.domain.model import VERSION, VersionState
 from vyvo_dagster.domain.node import ASSIGNMENT, NODE, AssignmentState, NodeState
+from vyvo_dagster.domain.pool import OPERATION, OperationState
 from vyvo_dagster.domain.state import StateMachine
 from vyvo_dagster.errors import IllegalTransition
 
@@ -17,6 +18,7 @@ MACHINES = [
     (VERSION, VersionState, VersionState.DRAFT),
     (NODE, NodeState, NodeState.JOINING),
     (ASSIGNMENT, AssignmentState, AssignmentState.REQUESTED),
+    (OPERATION, OperationState, OperationState.QUEUED),
 ]
 
 
@@ -43,6 +45,7 @@ def test_every_state_can_be_reached(
         (VERSION, {"retired"}),
         (NODE, set[str]()),
         (ASSIGNMENT, {"removed"}),
+        (OPERATION, {"succeeded", "failed"}),
     ],
 )
 def test_terminal_states(machine: StateMachine[StrEnum], terminal: set[str]) -> None:

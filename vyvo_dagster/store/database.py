@@ -24,6 +24,7 @@ from vyvo_dagster.store.keys import KeyRepository
 from vyvo_dagster.store.models import ModelRepository
 from vyvo_dagster.store.nodes import NodeRepository
 from vyvo_dagster.store.outbox import OutboxRepository
+from vyvo_dagster.store.pools import PoolRepository
 from vyvo_dagster.store.reports import ReportRepository
 from vyvo_dagster.store.shares import ShareRepository
 from vyvo_dagster.store.submissions import SubmissionRepository
@@ -56,6 +57,7 @@ class Store:
         self.models = ModelRepository(connection)
         self.nodes = NodeRepository(connection)
         self.outbox = OutboxRepository(connection)
+        self.pools = PoolRepository(connection)
         self.webhooks = WebhookRepository(connection)
         self.reports = ReportRepository(connection)
         self.shares = ShareRepository(connection)

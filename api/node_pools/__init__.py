@@ -1,0 +1,1 @@
+"""Pools of nodes and what changes their size."""

@@ -1,0 +1,309 @@
+"""Node pools over REST, with a real api process and real agents that the local scaler starts."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx
+import pytest
+
+from vyvo_dagster.security.keys import TokenKind, mint
+from vyvo_dagster.settings import S3Settings
+from vyvo_dagster.store.database import Database
+from vyvo_dagster.store.dispatches import Dispatch
+
+from .fronts import free_port
+from .world import JOIN_TOKEN, Version, unique
+
+
+class OwnApi:
+    """`vyvo api` as a process of its own, which can be killed and started again."""
+
+    def __init__(self, env: dict[str, str], port: int, key: str, log: Path) -> None:
+        self.env, self.log = env, log
+        self.client = httpx.Client(
+            base_url=f"http://127.0.0.1:{port}", headers={"Authorization": f"Bearer {key}"},
+            timeout=10, trust_env=False,
+        )  # fmt: skip
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self.log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "vyvo_dagster.cli", "api"], env=self.env,
+                stdout=output, stderr=output,
+            )  # fmt: skip
+        until(self._answers, 60)
+
+    def _answers(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, self.log.read_text()[-3000:]
+        try:
+            return self.client.get("/readyz").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def stop(self, number: signal.Signals) -> None:
+        if self.process is not None:
+            self.process.send_signal(number)
+            self.process.wait(20)
+            self.process = None
+
+
+def until(found: Callable[[], Any], seconds: float = 40) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (answer := found()):
+        assert time.monotonic() < deadline, "it did not come about in time"
+        time.sleep(0.1)
+    return answer
+
+
+def agents(root: Path) -> dict[str, int]:
+    """Node → pid of the agents that work in the pools below `root`."""
+    mark = f"VYVO_AGENT_DATA_DIR={root / 'pools'}/".encode()
+    found: dict[str, int] = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            variables = (entry / "environ").read_bytes().split(b"\0")
+            command = (entry / "cmdline").read_bytes()
+        except OSError:
+            continue
+        for variable in variables:
+            if variable.startswith(mark) and b"vyvo_dagster.agent.main" in command:
+                found[variable.rpartition(b"/")[2].decode()] = int(entry.name)
+    return found
+
+
+@pytest.fixture(scope="module")
+def own(
+    postgres_dsn: str, redis_url: str, s3_settings: S3Settings,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[OwnApi]:  # fmt: skip
+    root, port, key = tmp_path_factory.mktemp("own"), free_port(), mint(TokenKind.KEY).text
+    env = {
+        "PATH": os.environ["PATH"], "VYVO_POSTGRES_DSN": postgres_dsn, "VYVO_REDIS_URL": redis_url,
+        "VYVO_DATA_DIR": str(root), "VYVO_API_PORT": str(port), "VYVO_ADMIN_KEY": key,
+        "VYVO_API_URL": f"http://127.0.0.1:{port}", "VYVO_JOIN_TOKEN": JOIN_TOKEN,
+        "VYVO_S3_ENDPOINT": s3_settings.endpoint, "VYVO_S3_ACCESS_KEY": s3_settings.access_key,
+        "VYVO_S3_SECRET_KEY": s3_settings.secret_key.get_secret_value(),
+        "VYVO_S3_BUCKET_PREFIX": s3_settings.bucket_prefix, "VYVO_ENGINE": "process",
+        "VYVO_LOCAL_AGENTS": "3", "VYVO_HEARTBEAT_SECONDS": "1",
+    }  # fmt: skip
+    api = OwnApi(env, port, key, root / "api.log")
+    try:
+        api.start()
+        yield api
+    finally:
+        api.stop(signal.SIGTERM)
+        for pid in agents(root).values():
+            os.kill(pid, signal.SIGKILL)
+        api.client.close()
+
+
+@pytest.fixture
+def pool(own: OwnApi) -> Iterator[str]:
+    name = unique("p")
+    made = put(own, name)
+    assert made.status_code == 200, made.text
+    yield name
+    if own.client.get(f"/api/node-pools/{name}").json()["size"]:
+        scaled(own, name, 0)
+
+
+def put(own: OwnApi, name: str, **values: Any) -> httpx.Response:
+    body = {"max_size": 3, "scaler": {"kind": "local", "labels": {"zone": "z"}}, **values}
+    return own.client.put(f"/api/node-pools/{name}", json=body)
+
+
+def root(own: OwnApi) -> Path:
+    return Path(own.env["VYVO_DATA_DIR"])
+
+
+def scale(own: OwnApi, name: str, size: int, **values: Any) -> dict[str, Any]:
+    answer = own.client.post("/api/node-pools/scale", json={"pool": name, "size": size, **values})
+    assert answer.status_code == 202, answer.text
+    return answer.json()
+
+
+def operation(own: OwnApi, name: str, id: str) -> dict[str, Any]:
+    return own.client.get(f"/api/node-pools/{name}/operations/{id}").json()
+
+
+def ended(own: OwnApi, name: str, id: str) -> dict[str, Any]:
+    def look() -> dict[str, Any] | None:
+        found = operation(own, name, id)
+        return found if found["status"] in {"succeeded", "failed"} else None
+
+    return until(look)
+
+
+def scaled(own: OwnApi, name: str, size: int, **values: Any) -> dict[str, Any]:
+    found = ended(own, name, scale(own, name, size, **values)["id"])
+    assert found["status"] == "succeeded", found
+    return found
+
+
+def test_a_pool_grows_and_shrinks_by_real_agents(own: OwnApi, pool: str) -> None:
+    done = scaled(own, pool, 2)
+    assert done["plan"]["add"] == [f"{pool}-1", f"{pool}-2"]
+    assert f"{pool}-1 has joined" in done["log"]
+    assert set(agents(root(own))) >= {f"{pool}-1", f"{pool}-2"}
+    shown = own.client.get(f"/api/node-pools/{pool}").json()
+    assert (shown["size"], [m["ready"] for m in shown["members"]]) == (2, [True, True])
+    nodes = {n["name"]: n for n in own.client.get("/api/nodes?limit=200").json()["items"]}
+    assert nodes[f"{pool}-1"]["labels"] == {"pool": pool, "zone": "z"}
+    done = scaled(own, pool, 1)
+    assert done["plan"]["remove"] == [f"{pool}-2"]
+    assert f"{pool}-2" not in agents(root(own))
+    gone = own.client.get(f"/api/nodes/{nodes[f'{pool}-2']['id']}").json()
+    assert (gone["cordoned"], gone["draining"]) == (True, True)
+    # Its name comes back, and with it the node takes jobs again.
+    scaled(own, pool, 2)
+    again = own.client.get(f"/api/nodes/{nodes[f'{pool}-2']['id']}").json()
+    assert (again["state"], again["schedulable"]) == ("ready", True)
+    listed = own.client.get(f"/api/node-pools/{pool}/operations").json()["items"]
+    assert [(o["from_size"], o["size"], o["status"]) for o in listed] == [
+        (1, 2, "succeeded"), (2, 1, "succeeded"), (0, 2, "succeeded"),
+    ]  # fmt: skip
+
+
+def test_a_dry_run_tells_and_changes_nothing(own: OwnApi, pool: str) -> None:
+    done = scaled(own, pool, 2, dry_run=True)
+    assert done["plan"] == {
+        "keep": [], "add": [f"{pool}-1", f"{pool}-2"], "remove": [],
+        "start": [f"{pool}-1", f"{pool}-2"], "stop": [],
+    }  # fmt: skip
+    assert done["log"] == f"start agent {pool}-1\nstart agent {pool}-2\n"
+    assert not {name for name in agents(root(own)) if name.startswith(f"{pool}-")}
+    assert own.client.get(f"/api/node-pools/{pool}").json()["size"] == 0
+
+
+def test_agents_outlive_the_api_and_one_that_died_is_started_again(own: OwnApi, pool: str) -> None:
+    scaled(own, pool, 2)
+    before = agents(root(own))
+    own.stop(signal.SIGKILL)
+    os.kill(before[f"{pool}-2"], signal.SIGKILL)
+    own.start()
+    after = until(
+        lambda: (
+            (now := agents(root(own))).get(f"{pool}-2") not in {None, before[f"{pool}-2"]} and now
+        )
+    )
+    assert after[f"{pool}-1"] == before[f"{pool}-1"]
+    scaled(own, pool, 0)
+    assert not {name for name in agents(root(own)) if name.startswith(f"{pool}-")}
+
+
+def test_an_operation_goes_on_after_the_api_was_killed_in_the_middle(
+    own: OwnApi, pool: str
+) -> None:
+    asked = scale(own, pool, 2)
+    until(lambda: f"{pool}-1" in agents(root(own)), 20)
+    own.stop(signal.SIGKILL)
+    own.start()
+    done = until(lambda: ended_or_none(own, pool, asked["id"]), 60)
+    assert done["status"] == "succeeded"
+    assert [n for n in agents(root(own)) if n.startswith(f"{pool}-")]
+    listed = own.client.get(f"/api/node-pools/{pool}").json()["members"]
+    assert [(m["name"], m["ready"]) for m in listed] == [(f"{pool}-1", True), (f"{pool}-2", True)]
+
+
+def ended_or_none(own: OwnApi, name: str, id: str) -> dict[str, Any] | None:
+    found = operation(own, name, id)
+    return found if found["status"] in {"succeeded", "failed"} else None
+
+
+async def test_the_idle_node_leaves_and_a_busy_one_is_drained_first(
+    own: OwnApi, pool: str, version: Version, database: Database
+) -> None:
+    put(own, pool, drain_seconds=2)
+    scaled(own, pool, 2)
+    nodes = {n["name"]: n for n in own.client.get("/api/nodes?limit=200").json()["items"]}
+    busy = nodes[f"{pool}-2"]["id"]
+    ask = {"model_id": version.model_id, "version_id": version.name}
+    assigned = own.client.post(f"/api/nodes/{busy}/assign", json=ask).json()
+    sent = own.client.post("/api/jobs", json={"model_id": version.model_id, "input": {"digit": 1}})
+    assert sent.status_code == 202, sent.text
+    async with database.transaction() as store:
+        placed = [Dispatch(UUID(sent.json()["job_id"]), UUID(busy), UUID(assigned["id"]))]
+        (order,) = await store.dispatches.claim(placed, timedelta(seconds=60))
+    done = scaled(own, pool, 1)
+    assert done["plan"]["remove"] == [f"{pool}-1"]
+    # The last one runs a job that does not end: it is not taken away, and takes jobs again.
+    failed = ended(own, pool, scale(own, pool, 0)["id"])
+    assert (failed["status"], failed["error_code"]) == ("failed", "scaling_failed")
+    assert failed["error"] == f"not drained within 2 s: {pool}-2 runs 1"
+    assert f"{pool}-2" in agents(root(own))
+    assert own.client.get(f"/api/nodes/{busy}").json()["schedulable"] is True
+    # One whose job ends meanwhile leaves.
+    put(own, pool, drain_seconds=30)
+    asked = scale(own, pool, 0)
+    until(lambda: f"{pool}-2 runs 1" in operation(own, pool, asked["id"])["log"])
+    assert operation(own, pool, asked["id"])["status"] == "draining"
+    stored = root(own) / "pools" / pool / f"{pool}-2" / "credential.json"
+    node = {"Authorization": f"Bearer {json.loads(stored.read_text())['credential']}"}
+    report = {"attempt": 1, "status": "failed", "error": {"code": "x", "message": "y"}}
+    told = own.client.post(f"/api/jobs/{order.job_id}/complete", json=report, headers=node)
+    assert told.status_code == 200, told.text
+    assert ended(own, pool, asked["id"])["status"] == "succeeded"
+
+
+def test_what_a_pool_may_not_be(own: OwnApi, pool: str) -> None:
+    def refused(answer: httpx.Response) -> tuple[int, str]:
+        assert answer.headers["content-type"] == "application/problem+json", answer.text
+        return answer.status_code, answer.json()["code"]
+
+    client = own.client
+    assert refused(put(own, "Not_A_Name")) == (422, "invalid_input")
+    assert refused(put(own, pool, max_size=1, min_size=2))[0] == 422
+    assert refused(put(own, pool, scaler={"kind": "cloud"}))[0] == 422
+    assert refused(put(own, pool, scaler={"kind": "local", "labels": {"a\nb": "c"}}))[0] == 422
+    assert refused(put(own, pool, models=["no model"])) == (422, "invalid_model_id")
+    assert refused(client.get("/api/node-pools/absent")) == (404, "not_found")
+    ask = {"pool": pool, "size": 9}
+    assert refused(client.post("/api/node-pools/scale", json=ask)) == (422, "invalid_input")
+    for odd in ({}, {"size": 1, "delta": 1}, {"size": -1}, {"size": "x"}):
+        answer = client.post("/api/node-pools/scale", json={"pool": pool, **odd})
+        assert refused(answer)[0] == 422
+    assert refused(client.post("/api/node-pools/scale", json={**ask, "pool": "../x"}))[0] == 422
+    put(own, pool, max_size=5)
+    over = ended(own, pool, scale(own, pool, 4)["id"])
+    assert (over["status"], over["error_code"]) == ("failed", "scaling_refused")
+    assert "VYVO_LOCAL_AGENTS" in over["error"]
+    scaled(own, pool, 1)
+    assert refused(client.delete(f"/api/node-pools/{pool}")) == (409, "conflict")
+    scaled(own, pool, 0)
+    absent = "01900000-0000-7000-8000-000000000000"
+    assert refused(client.get(f"/api/node-pools/{pool}/operations/{absent}"))[0] == 404
+    name = unique("p")
+    put(own, name)
+    assert client.delete(f"/api/node-pools/{name}").status_code == 204
+    assert refused(client.delete(f"/api/node-pools/{name}")) == (404, "not_found")
+
+
+def test_scopes_and_one_operation_at_a_time(own: OwnApi, pool: str) -> None:
+    made = own.client.post("/api/keys", json={"name": "r", "tenant": "t", "scopes": ["nodes:read"]})
+    reader = {"Authorization": f"Bearer {made.json()['key']}"}
+    assert own.client.get(f"/api/node-pools/{pool}", headers=reader).status_code == 200
+    ask = {"pool": pool, "delta": 1}
+    denied = own.client.post("/api/node-pools/scale", json=ask, headers=reader)
+    assert (denied.status_code, denied.json()["code"]) == (403, "forbidden")
+    once = {"Idempotency-Key": unique("k")}
+    first, second = (
+        own.client.post("/api/node-pools/scale", json=ask, headers=once).json() for _ in range(2)
+    )
+    assert first["id"] == second["id"]
+    third = own.client.post("/api/node-pools/scale", json=ask)
+    assert (third.status_code, third.json()["code"]) == (409, "conflict")
+    ended(own, pool, first["id"])
+    assert own.client.get(f"/api/node-pools/{pool}").json()["size"] == 1

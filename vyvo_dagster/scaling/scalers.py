@@ -1,0 +1,35 @@
+"""The scalers of one installation, chosen in one place."""
+
+from collections.abc import Mapping
+
+from vyvo_dagster.domain.pool import ScalerKind
+from vyvo_dagster.scaling.base import Scaler
+from vyvo_dagster.scaling.local import LocalScaler
+from vyvo_dagster.settings import Settings
+
+__all__ = ["make_scalers"]
+
+
+def make_scalers(settings: Settings, environment: Mapping[str, str]) -> dict[ScalerKind, Scaler]:
+    """Every scaler that the settings allow.
+
+    Args:
+        environment: of this process; what the scalers start inherits it but for our settings.
+    """
+    found: dict[ScalerKind, Scaler] = {}
+    token = settings.join_token
+    if token is not None and settings.local_agents > 0:
+        agent = {
+            "VYVO_AGENT_API_URL": settings.api_url,
+            "VYVO_AGENT_JOIN_TOKEN": token.get_secret_value(),
+            # Where the venv build backend of the same machine puts its environments.
+            "VYVO_AGENT_VENV_DIR": str(settings.data_dir.absolute() / "venvs"),
+            "VYVO_AGENT_ENGINE": settings.engine,
+        }
+        if settings.docker_host is not None:
+            agent["VYVO_AGENT_DOCKER_HOST"] = settings.docker_host
+        found[ScalerKind.LOCAL] = LocalScaler(
+            settings.data_dir / "pools", environment=environment, agent=agent,
+            limit=settings.local_agents,
+        )  # fmt: skip
+    return found

@@ -37,8 +37,10 @@ _TTL_MS: Final = 24 * 3600 * 1000
 PUBLISH: Final = """
 local opens = {queued = true, requeued = true, dispatched = true}
 local function publish(all, stream, topic, kind, data, limits)
-  local last = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
-  if last and last[2][2] == 'completed' and not opens[kind] then return last[1] end
+  if not opens[kind] then
+    local last = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
+    if last and last[2][2] == 'completed' then return last[1] end
+  end
   local id = redis.call('XADD', stream, 'MAXLEN', limits[1], '*', 'kind', kind, 'data', data)
   redis.call('PEXPIRE', stream, limits[3])
   redis.call('XADD', all, 'MAXLEN', '~', limits[2], '*',

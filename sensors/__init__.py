@@ -3,10 +3,11 @@
 from sensors.build_queue import build_queue
 from sensors.host_ops import host_ops
 from sensors.node_heartbeats import node_heartbeats
+from sensors.pools import node_pools
 from sensors.run_status import build_canceled, build_failed
 from sensors.schedules import daily_retention, weekly_rebuild
 
 __all__ = ["SCHEDULES", "SENSORS"]
 
-SENSORS = [build_queue, build_failed, build_canceled, node_heartbeats, host_ops]
+SENSORS = [build_queue, build_failed, build_canceled, node_heartbeats, host_ops, node_pools]
 SCHEDULES = [daily_retention, weekly_rebuild]

@@ -1,8 +1,9 @@
 """The policies of pools, over what the tables say now."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Final
 
 from uuid_utils.compat import uuid7
 
@@ -11,6 +12,8 @@ from vyvo_dagster.store.database import Store
 from vyvo_dagster.store.pools import Operation, Pool
 
 __all__ = ["POLICY", "Outlook", "follow", "outlook"]
+
+_AFTER_FAILURE: Final = timedelta(seconds=60)
 
 POLICY = "policy"
 """Who asked, in operations that no person asked for."""
@@ -48,6 +51,13 @@ async def follow(store: Store, now: datetime) -> list[tuple[Outlook, Operation |
         if pool is None or await store.pools.under_way(pool.id):
             continue
         seen = await outlook(store, pool, now)
+        failed_at = await store.pools.failed_at(pool.id)
+        if failed_at is not None:
+            left = (failed_at + max(pool.policy.cool_down, _AFTER_FAILURE) - now).total_seconds()
+            if left > 0:
+                why = f"its last change failed; the next try is in {left:.0f} s"
+                found.append((replace(seen, decision=Decision(len(seen.members), why)), None))
+                continue
         asked: Operation | None = None
         if seen.decision.size != len(seen.members):
             asked = await store.pools.add_operation(

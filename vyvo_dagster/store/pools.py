@@ -179,6 +179,17 @@ class PoolRepository:
         query = sa.select(sa.exists().where(_O.pool_id == pool_id, _open()))
         return bool((await self._connection.execute(query)).scalar_one())
 
+    async def failed_at(self, pool_id: UUID) -> datetime | None:
+        """When the pool's last change failed; None where it did not."""
+        last = await self._connection.execute(
+            sa.select(_O.state, _O.finished_at)
+            .where(_O.pool_id == pool_id, _O.dry_run.is_(False))
+            .order_by(_O.id.desc())
+            .limit(1)
+        )
+        row = last.first()
+        return row.finished_at if row is not None and row.state == OperationState.FAILED else None
+
     async def claim(
         self, worker: UUID, host: str, kinds: Collection[ScalerKind], lease: timedelta
     ) -> tuple[Operation, Pool] | None:

@@ -3,16 +3,19 @@
 import hashlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from typing import Annotated, Final, TypeVar
 
 from fastapi import Depends, Header, Request
 from pydantic import BaseModel
 
 from vyvo_dagster.store.database import Store
 
-__all__ = ["Once", "OnceDep", "once"]
+__all__ = ["KEY_CHARS", "KEY_PATTERN", "Once", "OnceDep", "fingerprint", "once"]
 
 M = TypeVar("M", bound=BaseModel)
+
+KEY_CHARS: Final = 255
+KEY_PATTERN: Final = r"^[\x21-\x7e]+$"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,7 @@ async def _once(
     key: Annotated[
         str | None,
         Header(
-            alias="Idempotency-Key", min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$",
+            alias="Idempotency-Key", min_length=1, max_length=KEY_CHARS, pattern=KEY_PATTERN,
             description="Any unique string; kept for 24 hours. A repeat gets the first answer.",
         ),
     ] = None,
@@ -38,8 +41,12 @@ async def _once(
     route = f"{request.method} {request.url.path}"
     if key is None:
         return Once(None, route, b"")
-    digest = hashlib.sha256(route.encode() + b"\0" + await request.body()).digest()
-    return Once(key, route, digest)
+    return Once(key, route, fingerprint(route, await request.body()))
+
+
+def fingerprint(route: str, body: bytes) -> bytes:
+    """What tells a repeat from another request of the same key."""
+    return hashlib.sha256(route.encode() + b"\0" + body).digest()
 
 
 OnceDep = Annotated[Once, Depends(_once)]

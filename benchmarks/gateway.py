@@ -9,7 +9,8 @@ each (uvloop, httptools), the same request. The endpoints:
 - bare, unbatched: FastAPI, one insert of one row and one XADD for each request;
 - bare, batched: FastAPI, group commit by one insert of unnest and one pipeline of XADD;
 - vyvo: `POST /api/jobs` as it is served, with API key, schema of the version, place in the queue,
-  outbox, first event and metrics.
+  outbox, first event and metrics;
+- vyvo, keyed: the same with a new Idempotency-Key on each request.
 
 The client is a process of its own that keeps C connections busy with a request made beforehand.
 Whether it is the bottleneck shows in the row "no server": the same client against a protocol that
@@ -18,6 +19,7 @@ answers from memory without looking at the request.
 
 import argparse
 import asyncio
+import itertools
 import json
 import multiprocessing
 import os
@@ -27,7 +29,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from statistics import median
@@ -51,17 +53,17 @@ BARE_TABLE = "create table bare (id uuid primary key, input jsonb not null)"
 
 
 class Client(asyncio.Protocol):
-    """One connection that sends the request again as soon as it is answered."""
+    """One connection that sends the next request as soon as one is answered."""
 
-    def __init__(self, request: bytes, until: float, counts: list[int]) -> None:
-        self._request, self._until, self._counts = request, until, counts
+    def __init__(self, requests: Iterator[bytes], until: float, counts: list[int]) -> None:
+        self._requests, self._until, self._counts = requests, until, counts
         self._buffer = b""
         self.closed = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: Any) -> None:
         """Send the first request."""
         self._transport = transport
-        transport.write(self._request)
+        transport.write(next(self._requests))
 
     def data_received(self, data: bytes) -> None:
         """Count an answer that is whole, and send again."""
@@ -76,7 +78,7 @@ class Client(asyncio.Protocol):
         self._counts[self._buffer[9:12] != b"202"] += 1
         self._buffer = b""
         if time.monotonic() < self._until:
-            self._transport.write(self._request)
+            self._transport.write(next(self._requests))
         else:
             self._transport.close()
 
@@ -86,18 +88,26 @@ class Client(asyncio.Protocol):
             self.closed.set_result(None)
 
 
-def load(port: int, path: str, key: str, connections: int, seconds: float, pipe: Any) -> None:
+def load(
+    port: int, path: str, key: str, keyed: bool, connections: int, seconds: float, pipe: Any
+) -> None:
     """The client's process: sends (answers a second, answers that were not 202)."""
 
     async def run() -> None:
         head = f"POST {path} HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer {key}\r\n"
-        head += f"Content-Type: application/json\r\nContent-Length: {len(BODY)}\r\n\r\n"
+        head += f"Content-Type: application/json\r\nContent-Length: {len(BODY)}\r\n"
+        plain = f"{head}\r\n".encode() + BODY
+        series = os.urandom(8).hex()
+        requests = (
+            f"{head}Idempotency-Key: {series}-{n}\r\n\r\n".encode() + BODY if keyed else plain
+            for n in itertools.count()
+        )
         counts = [0, 0]
         started = time.monotonic()
         loop = asyncio.get_running_loop()
         made = [
             await loop.create_connection(
-                lambda: Client(head.encode() + BODY, started + seconds, counts), "127.0.0.1", port
+                lambda: Client(requests, started + seconds, counts), "127.0.0.1", port
             )
             for _ in range(connections)
         ]
@@ -108,11 +118,11 @@ def load(port: int, path: str, key: str, connections: int, seconds: float, pipe:
     uvloop.run(run())
 
 
-def rate(port: int, path: str, key: str, connections: int, seconds: float) -> float:
+def rate(port: int, path: str, key: str, keyed: bool, connections: int, seconds: float) -> float:
     """Answers a second of one endpoint."""
     ours, theirs = multiprocessing.Pipe()
     child = multiprocessing.get_context("spawn").Process(
-        target=load, args=(port, path, key, connections, seconds, theirs)
+        target=load, args=(port, path, key, keyed, connections, seconds, theirs)
     )
     child.start()
     if not ours.poll(seconds + 60):
@@ -341,20 +351,21 @@ def main() -> None:
             stack.enter_context(process(bare, serve_bare, bare, dsn, redis_url))
             stack.enter_context(process(port, serve_vyvo, settings, {}))
             rows = {
-                "no server": (nothing, "/"),
-                "empty": (bare, "/empty"),
-                "bare, unbatched": (bare, "/unbatched"),
-                "bare, batched": (bare, "/batched"),
-                "vyvo POST /api/jobs": (port, "/api/jobs"),
+                "no server": (nothing, "/", False),
+                "empty": (bare, "/empty", False),
+                "bare, unbatched": (bare, "/unbatched", False),
+                "bare, batched": (bare, "/batched", False),
+                "vyvo POST /api/jobs": (port, "/api/jobs", False),
+                "vyvo, keyed": (port, "/api/jobs", True),
             }
             print(f"answers a second, medians of {options.rounds}, {os.cpu_count()} cores")
             for connections in CONCURRENCY:
-                for at, path in rows.values():  # warm
-                    rate(at, path, key, connections, 0.5)
+                for at, path, keyed in rows.values():  # warm
+                    rate(at, path, key, keyed, connections, 0.5)
                 found: dict[str, list[float]] = {name: [] for name in rows}
                 for _ in range(options.rounds):
-                    for name, (at, path) in rows.items():
-                        found[name].append(rate(at, path, key, connections, options.seconds))
+                    for name, (at, path, keyed) in rows.items():
+                        found[name].append(rate(at, path, key, keyed, connections, options.seconds))
                 for name, rates in found.items():
                     low, high = min(rates), max(rates)
                     print(
@@ -363,6 +374,8 @@ def main() -> None:
                 share = median(found["vyvo POST /api/jobs"]) / median(found["bare, batched"])
                 met = met and share >= GOAL
                 print(f"c={connections:<3} vyvo is {share:.2f} of bare batched; goal {GOAL}")
+                keyed_share = median(found["vyvo, keyed"]) / median(found["bare, batched"])
+                print(f"c={connections:<3} with keys it is {keyed_share:.2f}")
     except BaseException:
         print(f"the logs are in {folder}", file=sys.stderr)
         raise

@@ -1,10 +1,13 @@
 """`POST /api/jobs` without the framework: the one route whose cost is the framework's, not its work's.
 
-Only a plain request that is well formed is answered here. Whatever is not (no key, another content
-type, a body that does not validate, an Idempotency-Key, a Prefer) goes on to the route of the same path in
-`endpoints.py`, which also describes both in the OpenAPI document, with its body given back.
+Only a plain request that is well formed is answered here, with an Idempotency-Key or without.
+Whatever is not (no key, another content type, a body that does not validate, a Prefer) goes on to the
+route of the same path in `endpoints.py`, which also describes both in the OpenAPI document, with its
+body given back.
 """
 
+import re
+from collections.abc import Iterable
 from typing import Final
 
 from pydantic import ValidationError
@@ -16,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.auth import require
 from api.context import Context
 from api.errors import problem_of
-from api.idempotency import Once
+from api.idempotency import KEY_CHARS, KEY_PATTERN, Once, fingerprint
 from api.jobs import submission
 from api.jobs.schemas import JobAccepted, JobRequest
 from vyvo_dagster.domain.scope import Scope as KeyScope
@@ -27,6 +30,7 @@ __all__ = ["Express"]
 _PATH: Final = "/api/jobs"
 _ROUTE: Final = f"POST {_PATH}"
 _TRACEPARENT_CHARS: Final = 256
+_KEY: Final = re.compile(KEY_PATTERN)
 
 
 class _Route:
@@ -52,10 +56,11 @@ class Express:
             return
         sent: dict[bytes, bytes] = dict(scope["headers"])
         token = _token(sent)
+        key = sent.get(b"idempotency-key")
         trace = sent.get(b"traceparent", b"")
         if (
             token is None
-            or b"idempotency-key" in sent
+            or (key is not None and not _one_key(scope["headers"], key))
             or b"prefer" in sent
             or len(trace) > _TRACEPARENT_CHARS
             or sent.get(b"content-type", b"").partition(b";")[0].strip() != b"application/json"
@@ -67,7 +72,9 @@ class Express:
             body = await _body(receive)
             try:
                 context: Context = scope["app"].state.context
-                headers, answer = await _submit(context, token, body, trace.decode())
+                headers, answer = await _submit(
+                    context, token, _once(key, body), body, trace.decode()
+                )
             except (ValidationError, UnicodeDecodeError):
                 await self._app(scope, _again(body, receive), send)
                 return
@@ -81,16 +88,27 @@ class Express:
 
 
 async def _submit(
-    context: Context, token: str, body: bytes, trace: str
+    context: Context, token: str, once: Once, body: bytes, trace: str
 ) -> tuple[dict[str, str], JobAccepted]:
     principal = await context.authenticator.authenticate(token)
     require(principal, KeyScope.JOBS_WRITE)
     request = JobRequest.model_validate_json(body)
-    once = Once(None, _ROUTE, b"")
     traceparent = submission.traceparent_or_none(trace or None)
     limits = await context.rates.take(principal, 1)
     accepted = await submission.submit(context, principal, [request], once, traceparent)
     return limits, accepted[0]
+
+
+def _one_key(headers: Iterable[tuple[bytes, bytes]], key: bytes) -> bool:
+    """Whether an idempotency key is well formed and the only one."""
+    alone = sum(name == b"idempotency-key" for name, _ in headers) == 1
+    return alone and len(key) <= KEY_CHARS and _KEY.fullmatch(key.decode("latin-1")) is not None
+
+
+def _once(key: bytes | None, body: bytes) -> Once:
+    if key is None:
+        return Once(None, _ROUTE, b"")
+    return Once(key.decode(), _ROUTE, fingerprint(_ROUTE, body))
 
 
 def _token(headers: dict[bytes, bytes]) -> str | None:

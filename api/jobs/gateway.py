@@ -1,7 +1,8 @@
 """Group commit: the submissions that came during one write share the next one.
 
 No timer: an idle gateway writes a lone job at once, a busy one larger groups. Jobs are answered
-once they are committed; what was committed during one round trip to Redis goes with the next. The
+once they are committed, and the idempotency keys that they come with are claimed by the same
+statement; what was committed during one round trip to Redis goes with the next. The
 outbox entries of what Redis has are dropped by the next write, and those of what it has not are
 brought to their streams by the relay.
 """
@@ -15,12 +16,20 @@ from typing import Final
 
 from redis.exceptions import RedisError
 
+from api.idempotency import Once
 from api.jobs.positions import Positions
-from api.jobs.schemas import JobAccepted
+from api.jobs.schemas import BatchAccepted, JobAccepted
 from vyvo_dagster.domain.job import JobEventKind
 from vyvo_dagster.errors import QuotaExceeded, Unavailable, VyvoError
 from vyvo_dagster.store.database import Store
-from vyvo_dagster.store.submissions import NewJob, SubmissionLine, Submitted
+from vyvo_dagster.store.submissions import (
+    Claim,
+    ClaimHeld,
+    Depths,
+    NewJob,
+    SubmissionLine,
+    Submitted,
+)
 from vyvo_dagster.streams.client import AsyncRedis
 from vyvo_dagster.streams.submissions import Announced, announce
 
@@ -43,6 +52,8 @@ class Prepared:
     job: NewJob
     ready_nodes: int
     mean_seconds: float | None
+    once: Once | None = None
+    """Where it came with an idempotency key that `Gateway.add` is to claim."""
 
     def accepted(self, position: int) -> JobAccepted:
         """The answer."""
@@ -91,7 +102,8 @@ class Gateway:
         self._paused_until = 0.0
 
     async def add(self, prepared: Prepared) -> JobAccepted | None:
-        """Write one job with whatever else comes now; None where its version takes jobs no more.
+        """Write one job with whatever else comes now; None where its version takes jobs no more, or
+        its idempotency key was claimed before or is held by another transaction.
 
         Raises:
             QuotaExceeded: too many jobs of its key wait.
@@ -114,10 +126,12 @@ class Gateway:
         """
         rows = [p.job for p in jobs]
         counted = self._positions.unknown(rows)
-        submitted = await store.submissions.submit(rows, counted)
+        depths = await store.submissions.depths(counted) if counted else {}
+        answers = self._answers(jobs, counted, depths)
+        submitted = await store.submissions.submit(rows)
         if submitted.over_quota:
             raise _over(rows[0])
-        written = self._written(jobs, counted, submitted)
+        written = _written(jobs, answers, submitted)
         return written if len(written) == len(jobs) else None
 
     def announce(self, written: Sequence[Written]) -> None:
@@ -162,20 +176,40 @@ class Gateway:
         done, self._done = self._done, []
         try:
             async with asyncio.timeout(_WRITE_SECONDS):
-                submitted = await self._line.submit(rows, counted, done)
+                depths = await self._line.depths(counted) if counted else {}
+                # Made before the write, which keeps them for those who repeat a request.
+                answers = self._answers(prepared, counted, depths)
+                claims = [
+                    _claim(each.job, each.once, answer)
+                    for each, answer in zip(prepared, answers, strict=True)
+                    if each.once is not None
+                ]
+                submitted = await self._line.submit(rows, claims, done)
+        except ClaimHeld:
+            await self._without_claims(group)
+            return
         except Exception as error:  # noqa: BLE001 - it goes to those who wait
             await self._failed(group, error)
             return
-        written = self._written(prepared, counted, submitted)
+        written = _written(prepared, answers, submitted)
         if written:
             self.announce(written)
-        answers = {w.job.id: w.answer for w in written}
+        made = {w.job.id: w.answer for w in written}
         for waiter in group:
             job = waiter.prepared.job
             if str(job.id) in submitted.over_quota:
                 waiter.fail(_over(job))
             elif not waiter.answer.done():
-                waiter.answer.set_result(answers.get(job.id))
+                waiter.answer.set_result(made.get(job.id))
+
+    async def _without_claims(self, group: Sequence[_Waiter]) -> None:
+        """Write those without a key; the others may wait for theirs in a transaction of their own."""
+        for waiter in group:
+            if waiter.prepared.once is not None and not waiter.answer.done():
+                waiter.answer.set_result(None)
+        rest = [w for w in group if w.prepared.once is None]
+        if rest:
+            await self._flush(rest)
 
     async def _failed(self, group: Sequence[_Waiter], error: Exception) -> None:
         if isinstance(error, TimeoutError):
@@ -190,15 +224,11 @@ class Gateway:
         for waiter in group:
             waiter.fail(error)
 
-    def _written(
-        self, jobs: Sequence[Prepared], counted: Sequence[str], submitted: Submitted
-    ) -> list[Written]:
-        places = self._positions.of([p.job for p in jobs], counted, submitted.depths)
-        return [
-            Written(each.job, entry, submitted.at, each.accepted(place))
-            for each, place in zip(jobs, places, strict=True)
-            if (entry := submitted.entries.get(str(each.job.id))) is not None
-        ]
+    def _answers(
+        self, jobs: Sequence[Prepared], counted: Sequence[str], depths: Depths
+    ) -> list[JobAccepted]:
+        places = self._positions.of([p.job for p in jobs], counted, depths)
+        return [each.accepted(place) for each, place in zip(jobs, places, strict=True)]
 
     async def announce_groups(self) -> None:
         """Announce what is committed, until canceled."""
@@ -225,6 +255,22 @@ class Gateway:
             else:
                 self._done += [w.entry for w in written]
                 self._asked.set()
+
+
+def _written(
+    jobs: Sequence[Prepared], answers: Sequence[JobAccepted], submitted: Submitted
+) -> list[Written]:
+    return [
+        Written(each.job, entry, submitted.at, answer)
+        for each, answer in zip(jobs, answers, strict=True)
+        if (entry := submitted.entries.get(str(each.job.id))) is not None
+    ]
+
+
+def _claim(job: NewJob, once: Once, answer: JobAccepted) -> Claim:
+    assert once.key is not None
+    text = BatchAccepted(jobs=[answer]).model_dump_json()
+    return Claim(job.id, job.tenant, once.key, once.route, once.fingerprint, text)
 
 
 def _over(job: NewJob) -> QuotaExceeded:

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from uuid_utils.compat import uuid7
@@ -16,7 +17,7 @@ from api.jobs.gateway import Prepared, Written
 from api.jobs.schemas import BatchAccepted, JobAccepted, JobRequest
 from vyvo_dagster.domain.job import DEFAULT_TIMEOUT, DEFAULT_TTL
 from vyvo_dagster.domain.model import parse_model_id, parse_version
-from vyvo_dagster.errors import Conflict, InvalidInput, VyvoError
+from vyvo_dagster.errors import Conflict, InvalidInput, Unavailable, VyvoError
 from vyvo_dagster.store.database import Store
 from vyvo_dagster.store.submissions import NewJob
 from vyvo_dagster.streams import keys
@@ -39,7 +40,7 @@ async def submit(
 ) -> list[JobAccepted]:  # fmt: skip
     """Queue jobs: all, or none where one is wrong. Redis may be away: the rows hold the jobs.
 
-    A lone job without an idempotency key shares its transaction with others that come now.
+    A lone job shares its transaction with others that come now.
 
     Raises:
         InvalidInput, InputSchemaMismatch: of an input; in a batch `index` says which.
@@ -54,40 +55,61 @@ async def submit(
             webhooks.check(context, each.webhook)
     await webhooks.check_signable(context, principal, [each.webhook for each in requests])
     for _ in range(_TRIES):
-        if request.key is None and len(requests) == 1:
-            (prepared,) = await _prepare(context, principal, requests, inputs, traceparent)
-            answer = await context.gateway.add(prepared)
-            if answer is not None:
-                return [answer]
-        else:
-            try:
-                return await _submit_apart(
-                    context, principal, requests, inputs, request, traceparent
-                )
-            except _Retired:
-                pass
+        answer = None
+        if len(requests) == 1:
+            answer = await _submit_shared(
+                context, principal, requests, inputs, request, traceparent
+            )
+        if answer is None and (len(requests) > 1 or request.key is not None):
+            answer = await _submit_apart(context, principal, requests, inputs, request, traceparent)
+        if answer is not None:
+            return answer
         # The registry said that a version takes jobs and the row says no: it was retired just now.
         context.registry.drop()
     raise Conflict("the model's versions change too fast; try again")
 
 
+async def _submit_shared(
+    context: Context, principal: Principal, requests: Sequence[JobRequest], inputs: Sequence[str],
+    request: Once, traceparent: str | None,
+) -> list[JobAccepted] | None:  # fmt: skip
+    """A lone job in a group; None where its version takes no more jobs or its key is not new."""
+    try:
+        (prepared,) = await _prepare(context, principal, requests, inputs, traceparent)
+        if request.key is not None:
+            prepared = replace(prepared, once=request)
+        answer = await context.gateway.add(prepared)
+    except Unavailable:
+        raise
+    except VyvoError:
+        if request.key is None:
+            raise
+        # A repeat gets the first answer, even where it could not be taken any more.
+        return None
+    return None if answer is None else [answer]
+
+
 async def _submit_apart(
     context: Context, principal: Principal, requests: Sequence[JobRequest], inputs: Sequence[str],
     request: Once, traceparent: str | None,
-) -> list[JobAccepted]:  # fmt: skip
+) -> list[JobAccepted] | None:  # fmt: skip
+    """Jobs in a transaction of their own; None where a version takes no more jobs."""
     written: list[Written] = []
-    async with context.database.transaction() as store:
+    try:
+        async with context.database.transaction() as store:
 
-        async def write() -> BatchAccepted:
-            # Within the claim of the key: a repeat is answered even when the version is gone.
-            jobs = await _prepare(context, principal, requests, inputs, traceparent, store)
-            made = await context.gateway.write(store, jobs)
-            if made is None:
-                raise _Retired
-            written.extend(made)
-            return BatchAccepted(jobs=[w.answer for w in made])
+            async def write() -> BatchAccepted:
+                # Within the claim of the key: a repeat is answered even when the version is gone.
+                jobs = await _prepare(context, principal, requests, inputs, traceparent, store)
+                made = await context.gateway.write(store, jobs)
+                if made is None:
+                    raise _Retired
+                written.extend(made)
+                return BatchAccepted(jobs=[w.answer for w in made])
 
-        answer, _ = await once(store, principal.tenant, request, BatchAccepted, write)
+            answer, _ = await once(store, principal.tenant, request, BatchAccepted, write)
+    except _Retired:
+        return None
     context.gateway.announce(written)
     return answer.jobs
 

@@ -1,4 +1,5 @@
-"""Jobs and their stream entries, written by one statement for all that are submitted at a time.
+"""Jobs, their stream entries and the idempotency keys that they come with, written by one
+statement for all that are submitted at a time.
 
 The statement goes to psycopg directly: it is the hottest of all, and half of what it cost was
 the toolkit's. The rows travel as one JSON parameter, which is cheaper to make than an array for
@@ -6,7 +7,8 @@ each column and lets an input be sent as the text that it was checked as.
 """
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, LiteralString
 from uuid import UUID
@@ -18,7 +20,15 @@ from vyvo_dagster.domain.job import DEFAULT_TIMEOUT, JobState, Priority
 from vyvo_dagster.store.errors import translated
 from vyvo_dagster.store.models import SERVABLE
 
-__all__ = ["NewJob", "SubmissionLine", "SubmissionRepository", "Submitted"]
+__all__ = [
+    "Claim",
+    "ClaimHeld",
+    "Depths",
+    "NewJob",
+    "SubmissionLine",
+    "SubmissionRepository",
+    "Submitted",
+]
 
 Depths = Mapping[tuple[str, Priority], int]
 
@@ -47,27 +57,50 @@ class NewJob:
 
 
 @dataclass(frozen=True, slots=True)
+class Claim:
+    """An idempotency key that a job is written with, and the answer that its repeats get."""
+
+    job_id: UUID
+    tenant: str
+    key: str
+    route: str
+    request_sha256: bytes
+    answer: str
+    """JSON text of an object; `jobs[0].job_id` in it is the job's."""
+
+
+class ClaimHeld(Exception):
+    """Another transaction has held one of the keys for too long; nothing was written."""
+
+
+@dataclass(frozen=True, slots=True)
 class Submitted:
     """What one statement wrote."""
 
     entries: Mapping[str, int]
-    """Outbox entry by job id; without the jobs whose version does not take jobs any more."""
+    """Outbox entry by job id; without the jobs whose version does not take jobs any more, and
+    those whose idempotency key was claimed before."""
     over_quota: Collection[str]
     """Ids of the jobs that were not written since too many of their key wait."""
-    depths: Depths
-    """How many jobs waited before, of the models asked for; empty queues are left out."""
     at: int
     """Creation of the jobs, in ms since the epoch, by the database's clock."""
 
 
 # Entries are held for their writer, who announces them itself; the relay takes what it left behind.
 # A quota is counted and not locked: two groups at a time may together go over it by one group.
+# A key is claimed only with its job, so that one which fails leaves nothing behind; a claim waits
+# for that of a concurrent repeat, and keys are claimed in order so that two groups do not deadlock.
 # A version is checked where the row is made: a cache may not have heard yet that it was retired.
 _SUBMIT: Final[LiteralString] = """
 with given as (
   select * from jsonb_to_recordset(%(jobs)s::jsonb) as g (id uuid, tenant text, model_id text,
     version_id uuid, version text, priority text, input jsonb, max_attempts int, ttl float8,
     traceparent text, stream text, key_id uuid, max_queued int, webhook jsonb, timeout int)
+), asked as (
+  select * from jsonb_to_recordset(%(claims)s::jsonb) as c (id uuid, tenant text, key text,
+    route text, request_sha256 text, answer jsonb)
+), repeated as (
+  select a.id from asked a join idempotency_keys k on k.tenant = a.tenant and k.key = a.key
 ), dropped as (
   delete from outbox where id = any(%(done)s::bigint[])
 ), waiting as (
@@ -78,15 +111,27 @@ with given as (
     select g.id, g.max_queued - w.n as room,
       row_number() over (partition by g.key_id order by g.id) as place
     from given g left join waiting w on w.key_id = g.key_id
+    where not exists (select from repeated r where r.id = g.id)
   ) counted where room is null or place <= room
+), fit as (
+  select g.* from given g join model_versions v on v.id = g.version_id join allowed a on a.id = g.id
+  where v.state = any(%(servable)s::text[])
+), claimed as (
+  insert into idempotency_keys (tenant, key, route, request_sha256, answer)
+  select c.tenant, c.key, c.route, decode(c.request_sha256, 'hex'), c.answer
+  from asked c join fit on fit.id = c.id
+  order by c.tenant, c.key
+  on conflict do nothing
+  returning (answer -> 'jobs' -> 0 ->> 'job_id')::uuid as id
 ), made as (
   insert into jobs (id, tenant, model_id, version_id, version, priority, input, max_attempts,
     expires_at, traceparent, key_id, webhook, timeout_seconds, state)
   select g.id, g.tenant, g.model_id, g.version_id, g.version, g.priority, g.input, g.max_attempts,
     now() + make_interval(secs => g.ttl), g.traceparent, g.key_id, g.webhook,
     g.timeout, %(queued)s
-  from given g join model_versions v on v.id = g.version_id join allowed a on a.id = g.id
-  where v.state = any(%(servable)s::text[])
+  from fit g
+  where exists (select from claimed c where c.id = g.id)
+    or not exists (select from asked a where a.id = g.id)
   returning id
 ), announced as (
   insert into outbox (stream, held_until, fields)
@@ -94,42 +139,46 @@ with given as (
   from given g join made on made.id = g.id
   order by g.id
   returning id, fields ->> 'id' as job
-), depths as (
-  select model_id, priority, count(*) as waiting from jobs
-  where state = 'queued' and model_id = any(%(models)s::text[])
-  group by model_id, priority
 )
 select
   (select jsonb_object_agg(job, id) from announced),
-  (select jsonb_agg(g.id) from given g where not exists (select from allowed a where a.id = g.id)),
-  (select jsonb_agg(jsonb_build_array(model_id, priority, waiting)) from depths),
+  (select jsonb_agg(g.id) from given g where not exists (select from allowed a where a.id = g.id)
+    and not exists (select from repeated r where r.id = g.id)),
   (extract(epoch from now()) * 1000)::bigint
 """
 
+_DEPTHS: Final[LiteralString] = """
+select model_id, priority, count(*) from jobs
+where state = 'queued' and model_id = any(%(models)s::text[])
+group by model_id, priority
+"""
+
+
+async def _depths(connection: psycopg.AsyncConnection[Any], models: Iterable[str]) -> Depths:
+    cursor = await connection.execute(_DEPTHS, {"models": list(models)}, prepare=True)
+    return {(model, Priority(p)): count for model, p, count in await cursor.fetchall()}
+
 
 async def _submit(
-    connection: psycopg.AsyncConnection[Any], jobs: Sequence[NewJob], models: Iterable[str],
+    connection: psycopg.AsyncConnection[Any], jobs: Sequence[NewJob], claims: Iterable[Claim],
     done: Iterable[int],
 ) -> Submitted:  # fmt: skip
     values = {
         "jobs": f"[{','.join(map(_row, jobs))}]",
+        "claims": f"[{','.join(map(_claim, claims))}]",
         "done": f"{{{','.join(map(str, done))}}}",
-        "models": list(models),
         "queued": JobState.QUEUED.value,
         "servable": _SERVABLE,
     }
     cursor = await connection.execute(_SUBMIT, values, prepare=True)
     row = await cursor.fetchone()
     assert row is not None
-    entries, over_quota, depths, at = row
-    return Submitted(
-        entries or {},
-        over_quota or (),
-        {(model, Priority(p)): count for model, p, count in depths or ()},
-        at,
-    )
+    entries, over_quota, at = row
+    return Submitted(entries or {}, over_quota or (), at)
 
 
+# A key that someone holds must not hold up all that share the statement.
+_LOCK_TIMEOUT: Final[LiteralString] = "set lock_timeout = '250ms'"
 _SERVABLE: Final = f"{{{','.join(s.value for s in SERVABLE)}}}"
 
 
@@ -149,17 +198,34 @@ def _row(job: NewJob) -> str:
     return f'{head[:-1]},"input":{job.input}}}'
 
 
+def _claim(claim: Claim) -> str:
+    head = json.dumps(
+        {
+            "id": str(claim.job_id), "tenant": claim.tenant, "key": claim.key,
+            "route": claim.route, "request_sha256": claim.request_sha256.hex(),
+        }
+    )  # fmt: skip
+    return f'{head[:-1]},"answer":{claim.answer}}}'
+
+
 class SubmissionRepository:
     """Submissions as a part of a caller's transaction."""
 
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
 
-    async def submit(self, jobs: Sequence[NewJob], models: Iterable[str]) -> Submitted:
-        """Queue jobs, and count what waits of `models`."""
+    async def depths(self, models: Iterable[str]) -> Depths:
+        """How many jobs of `models` wait; empty queues are left out."""
+        return await _depths(await self._raw(), models)
+
+    async def submit(self, jobs: Sequence[NewJob]) -> Submitted:
+        """Queue jobs."""
+        return await _submit(await self._raw(), jobs, (), ())
+
+    async def _raw(self) -> psycopg.AsyncConnection[Any]:
         raw = (await self._connection.get_raw_connection()).driver_connection
         assert isinstance(raw, psycopg.AsyncConnection)
-        return await _submit(raw, jobs, models, ())
+        return raw
 
 
 class SubmissionLine:
@@ -172,15 +238,33 @@ class SubmissionLine:
         self._dsn = dsn
         self._connection: psycopg.AsyncConnection[Any] | None = None
 
+    async def depths(self, models: Iterable[str]) -> Depths:
+        """How many jobs of `models` wait; empty queues are left out.
+
+        Raises:
+            Unavailable: the database is away.
+        """
+        async with self._opened() as connection:
+            return await _depths(connection, models)
+
     async def submit(
-        self, jobs: Sequence[NewJob], models: Iterable[str], done: Iterable[int]
+        self, jobs: Sequence[NewJob], claims: Iterable[Claim], done: Iterable[int]
     ) -> Submitted:
-        """Queue jobs, count what waits of `models`, and drop the outbox entries `done`.
+        """Queue jobs with their claims, and drop the outbox entries `done`.
 
         Raises:
             Unavailable: the database is away; the jobs may have been written all the same.
             InvalidInput: a value that no column can hold; nothing was written.
+            ClaimHeld: one of the claims waits for another transaction; nothing was written.
         """
+        async with self._opened() as connection:
+            try:
+                return await _submit(connection, jobs, claims, done)
+            except psycopg.errors.LockNotAvailable as error:
+                raise ClaimHeld from error
+
+    @asynccontextmanager
+    async def _opened(self) -> AsyncGenerator[psycopg.AsyncConnection[Any]]:
         whole = False
         try:
             with translated():
@@ -189,9 +273,9 @@ class SubmissionLine:
                     connection = self._connection = await psycopg.AsyncConnection.connect(
                         self._dsn, autocommit=True, connect_timeout=5
                     )
-                submitted = await _submit(connection, jobs, models, done)
+                    await connection.execute(_LOCK_TIMEOUT)
+                yield connection
             whole = True
-            return submitted
         finally:
             # After an error, or a caller that gave up, the connection's state is not known.
             if not whole:

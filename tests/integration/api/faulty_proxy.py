@@ -1,5 +1,6 @@
 """A TCP proxy before the real api that loses, refuses or cuts connections as a test says."""
 
+import re
 import socket
 import threading
 from collections.abc import Callable
@@ -24,9 +25,23 @@ def dropping(client: socket.socket, _api: socket.socket) -> None:
     client.recv(65536)
 
 
+def _request(client: socket.socket) -> bytes:
+    """One request, whole: its head and its body may come apart."""
+    read = client.recv(65536)
+    while b"\r\n\r\n" not in read and (more := client.recv(65536)):
+        read += more
+    head, _, body = read.partition(b"\r\n\r\n")
+    found = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
+    left = int(found[1]) - len(body) if found else 0
+    while left > 0 and (more := client.recv(65536)):
+        read += more
+        left -= len(more)
+    return read
+
+
 def swallowing(client: socket.socket, api: socket.socket) -> None:
     """Let the api do what is asked, and lose its answer."""
-    api.sendall(client.recv(65536))
+    api.sendall(_request(client))
     api.recv(65536)
 
 
@@ -34,7 +49,7 @@ def cutting(after: int) -> Fault:
     """Pass on so many bytes of the answer, then cut."""
 
     def fault(client: socket.socket, api: socket.socket) -> None:
-        api.sendall(client.recv(65536))
+        api.sendall(_request(client))
         left = after
         while left > 0 and (some := api.recv(min(left, 65536))):
             client.sendall(some)

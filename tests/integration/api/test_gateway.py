@@ -3,12 +3,14 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
 from uuid_utils.compat import uuid7
 
+from api.idempotency import Once
 from api.jobs.gateway import Gateway, Prepared
 from vyvo_dagster.concurrency import cancel_all
 from vyvo_dagster.domain.job import Priority
@@ -84,6 +86,85 @@ async def test_a_version_that_was_retired_since_it_was_looked_up_takes_no_job(
         assert await gateway.write(store, again) is None
 
 
+def keyed(version: Version, key: str, **input: Any) -> Prepared:
+    return replace(prepared(version, **input), once=Once(key, "POST /api/jobs", b"x" * 32))
+
+
+async def test_a_key_is_claimed_once_in_a_group_and_after_it(
+    gateway: Gateway, version: Version, database: Database
+) -> None:
+    key = unique("k")
+    jobs = [keyed(version, key, digit=n) for n in range(3)] + [prepared(version, digit=4)]
+    *repeats, plain = await asyncio.gather(*(gateway.add(j) for j in jobs))
+    assert plain is not None
+    (first,) = [a for a in repeats if a is not None]
+    assert await gateway.add(keyed(version, key, digit=5)) is None
+    async with database.transaction() as store:
+        found = [await store.jobs.get(j.job.id, None) for j in jobs]
+        assert [f.id for f in found if f] == [first.job_id, plain.job_id]
+        kept = await store.idempotency.claim("admin", key, "POST /api/jobs", b"x" * 32, {})
+    assert kept == {"jobs": [first.model_dump(mode="json")]}
+
+
+async def test_a_job_that_cannot_be_queued_claims_no_key(
+    gateway: Gateway, version: Version, database: Database
+) -> None:
+    async with database.transaction() as store:
+        await store.models.move(version.id, VersionState.RETIRED)
+    key = unique("k")
+    assert await gateway.add(keyed(version, key, digit=1)) is None
+    async with database.transaction() as store:
+        assert await store.idempotency.claim("admin", key, "x", b"x", {}) is None
+
+
+async def test_a_key_that_another_transaction_holds_holds_nobody_else_up(
+    gateway: Gateway, version: Version, database: Database
+) -> None:
+    key = unique("k")
+    async with asyncio.timeout(5), database.transaction() as store:
+        await store.idempotency.claim("admin", key, "x", b"x", {})
+        held, plain = await asyncio.gather(
+            gateway.add(keyed(version, key, digit=1)), gateway.add(prepared(version, digit=2))
+        )
+        assert held is None
+        assert plain is not None
+
+
+async def test_concurrent_repeats_make_one_job(
+    api: Api, version: Version, database: Database
+) -> None:
+    body = {"model_id": version.model_id, "input": {"digit": 1}}
+    header = {"Idempotency-Key": unique("k"), "Authorization": f"Bearer {api.admin_key}"}
+    async with httpx.AsyncClient(base_url=api.url, timeout=10, trust_env=False) as client:
+        plain = [client.post("/api/jobs", json=body, headers=header) for _ in range(20)]
+        routed = [
+            client.post("/api/jobs", json=body, headers={**header, "Prefer": "respond-async"})
+            for _ in range(5)
+        ]
+        answers = await asyncio.gather(*plain, *routed)
+        other = await client.post("/api/jobs", json={**body, "input": {"digit": 2}}, headers=header)
+    assert {a.status_code for a in answers} == {202}
+    assert len({a.text for a in answers}) == 1
+    assert (other.status_code, other.json()["code"]) == (409, "conflict")
+    async with database.transaction() as store:
+        assert len(await store.jobs.browse(None, None, 10, None, version.model_id)) == 1
+
+
+def test_a_repeat_is_answered_when_its_version_is_gone(
+    admin: httpx.Client, version: Version
+) -> None:
+    body = {"model_id": version.model_id, "input": {"digit": 1}}
+    header = {"Idempotency-Key": unique("k")}
+    first = admin.post("/api/jobs", json=body, headers=header)
+    path = f"/api/models/{version.model_id}/versions/v1"
+    assert admin.patch(path, json={"state": "retired"}).status_code == 200
+    assert admin.post("/api/jobs", json=body, headers=header).text == first.text
+    fresh = {"Idempotency-Key": unique("k")}
+    for _ in range(2):
+        answer = admin.post("/api/jobs", json=body, headers=fresh)
+        assert (answer.status_code, answer.json()["code"]) == (409, "conflict")
+
+
 def test_a_retirement_is_seen_by_the_next_request(admin: httpx.Client, version: Version) -> None:
     body = {"model_id": version.model_id, "input": {"digit": 1}}
     assert admin.post("/api/jobs", json=body).status_code == 202
@@ -149,9 +230,10 @@ def reader(api: Api) -> str:
     return made.json()["key"]
 
 
+@pytest.mark.parametrize("keyed", [False, True], ids=["plain", "keyed"])
 @pytest.mark.parametrize("name", REQUESTS)
 def test_the_express_path_answers_as_the_route_does(
-    api: Api, version: Version, reader: str, name: str
+    api: Api, version: Version, reader: str, name: str, *, keyed: bool
 ) -> None:
     sent, special = REQUESTS[name]
     if isinstance(sent, dict):
@@ -162,12 +244,20 @@ def test_the_express_path_answers_as_the_route_does(
         headers["authorization"] = f"Bearer {reader}"
     raw = {k: v.encode("latin-1") for k, v in headers.items()}
     with httpx.Client(base_url=api.url, timeout=10, trust_env=False) as client:
-        express = client.post("/api/jobs", content=content, headers=raw)
-        # An idempotency key is what the express path leaves to the route.
-        route = client.post(
-            "/api/jobs", content=content, headers=raw | {"idempotency-key": unique("k").encode()}
-        )
-    assert _seen(express) == _seen(route)
+
+        def post(key: str, **more: bytes) -> httpx.Response:
+            own = {"idempotency-key": key.encode()} if keyed else {}
+            return client.post("/api/jobs", content=content, headers=raw | own | more)
+
+        one, two = unique("k"), unique("k")
+        express = post(one)
+        # A preference is what the express path leaves to the route.
+        route = post(two, prefer=b"respond-async")
+        assert _seen(express) == _seen(route)
+        if keyed:
+            # And what one of them took, the other knows again.
+            assert _whole(post(one, prefer=b"respond-async")) == _whole(express)
+            assert _whole(post(two)) == _whole(route)
     assert route.status_code < 500
     assert (express.status_code == 202) == (name in ACCEPTED)
 
@@ -176,6 +266,10 @@ ACCEPTED = {
     "good", "with all options", "a trace", "a trace that is none", "a repeated member",
     "a content type with parameters", "a number as text",
 }  # fmt: skip
+
+
+def _whole(answer: httpx.Response) -> tuple[int, dict[str, Any]]:
+    return answer.status_code, answer.json()
 
 
 def _seen(answer: httpx.Response) -> tuple[int, dict[str, str], dict[str, Any]]:

@@ -32,6 +32,8 @@ class Key:
     def submit(self, version: Version, path: str = "plain") -> httpx.Response:
         body = {"model_id": version.model_id, "input": {"digit": 1}}
         headers = {} if path == "plain" else {"idempotency-key": unique("k")}
+        if path == "route":
+            headers["prefer"] = "respond-async"
         return self.client.post("/api/jobs", json=body, headers=headers)
 
     def batch(self, version: Version, count: int) -> httpx.Response:
@@ -58,7 +60,7 @@ def test_a_key_without_limits_is_told_of_none(admin: httpx.Client, version: Vers
     assert not [name for name in answer.headers if name.startswith("ratelimit")]
 
 
-@pytest.mark.parametrize("path", ["plain", "route"])
+@pytest.mark.parametrize("path", ["plain", "keyed", "route"])
 def test_a_spent_bucket_says_when_to_come_again(limited: Any, version: Version, path: str) -> None:
     key: Key = limited(rate_per_second=0.1, burst=2)
     assert key.shown["limits"] == {"rate_per_second": 0.1, "burst": 2, "max_queued": None}
@@ -105,7 +107,7 @@ def test_an_admin_changes_the_limits(limited: Any, admin: httpx.Client, version:
     assert admin.patch(nobody, json={"limits": {}}).status_code == 404
 
 
-@pytest.mark.parametrize("path", ["plain", "route"])
+@pytest.mark.parametrize("path", ["plain", "keyed", "route"])
 def test_a_quota_holds_what_waits(
     limited: Any, admin: httpx.Client, version: Version, path: str
 ) -> None:

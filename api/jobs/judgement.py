@@ -33,7 +33,7 @@ from vyvo_dagster.store.jobs import IN_FLIGHT
 from vyvo_dagster.store.records import Job, JobAttempt
 from vyvo_dagster.store.reports import Advance, End, ReportedJob
 
-__all__ = ["Judgement", "Told"]
+__all__ = ["EndedJob", "Judgement", "Told"]
 
 _MESSAGE_CHARS: Final = 8000
 _Key = tuple[UUID, int]

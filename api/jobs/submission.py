@@ -26,6 +26,7 @@ __all__ = ["submit", "traceparent_or_none"]
 
 _INPUT_BYTES: Final = 256 << 10
 _TRIES: Final = 3
+_encode: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _TRACEPARENT: Final = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 
@@ -120,7 +121,7 @@ def _check(request: JobRequest) -> str:
     if request.version is not None:
         parse_version(request.version)
     check_json(request.input, "input")
-    text = json.dumps(request.input, ensure_ascii=False, separators=(",", ":"))
+    text = _encode(request.input)
     size = len(text.encode())
     if size > _INPUT_BYTES:
         raise InvalidInput(

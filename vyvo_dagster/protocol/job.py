@@ -151,10 +151,26 @@ class MalformedReport(_Model):
     detail: str
 
 
-def _read(value: Any, handler: ValidatorFunctionWrapHandler) -> ReportItem | MalformedReport:
-    """An item; a malformed one must not refuse the others."""
+def _read_all(
+    value: Any, handler: ValidatorFunctionWrapHandler
+) -> list[ReportItem | MalformedReport]:
+    """Items, in one go; where one is malformed one by one, since it must not refuse the others."""
     try:
-        item: ReportItem = handler(value)
+        items: list[ReportItem | MalformedReport] = handler(value)
+    except ValidationError as error:
+        if any(not each["loc"] for each in error.errors(include_url=False, include_input=False)):
+            raise
+        return [_read(each) for each in value]
+    if all(
+        (i.progress is None) != (i.completion is None) for i in items if isinstance(i, ReportItem)
+    ):
+        return items
+    return [_read(each) for each in value]
+
+
+def _read(value: Any) -> ReportItem | MalformedReport:
+    try:
+        item = ReportItem.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         detail = f"{'.'.join(map(str, first['loc'])) or 'item'}: {first['msg']}"
@@ -180,16 +196,16 @@ def _malformed(value: Any, detail: str) -> MalformedReport:
 
 
 if TYPE_CHECKING:
-    _Item = ReportItem | MalformedReport
+    _Items = list[ReportItem | MalformedReport]
 else:
     # Documented as what it should be; what it is otherwise is made here, and never sent.
-    _Item = Annotated[ReportItem, WrapValidator(_read)]
+    _Items = list[ReportItem]
 
 
 class ReportBatch(_Model):
     """Body of `POST /api/nodes/{id}/reports`, in the order in which things happened."""
 
-    items: Annotated[list[_Item], Field(min_length=1, max_length=BATCH_ITEMS)]
+    items: Annotated[_Items, Field(min_length=1, max_length=BATCH_ITEMS), WrapValidator(_read_all)]
 
 
 class ItemProblem(_Model):

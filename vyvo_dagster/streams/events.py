@@ -31,6 +31,8 @@ REPLAY: Final = 1024
 """Events of a job that can be replayed."""
 _ALL_KEPT: Final = 10_000
 _TTL_MS: Final = 24 * 3600 * 1000
+# Made once: json.dumps makes an encoder per call where it is told anything.
+_encode: Final = json.JSONEncoder(separators=(",", ":")).encode
 
 # A write whose answer was lost is made again, and a report may come late: after `completed` only
 # what opens another life is told, so that an end is told once and is the last word.
@@ -133,9 +135,7 @@ async def publish_many(
     """Publish (job id, kind, data) events in order, in one round trip; returns their ids."""
     if not events:
         return []
-    told = [
-        (job_id, kind, json.dumps(data, separators=(",", ":"))) for job_id, kind, data in events
-    ]
+    told = [(job_id, kind, _encode(data)) for job_id, kind, data in events]
     (ids,) = await publish_in(Batch(), told).execute(redis)
     return [str(id_) for id_ in ids]
 

@@ -6,7 +6,7 @@ Values of the environment are read here; secrets are named, so that the UI shows
 from dagster import Definitions, EnvVar
 
 from assets import ASSETS, JOBS
-from ops import MAINTENANCE_JOBS
+from ops import HOST_JOBS, MAINTENANCE_JOBS
 from resources import (
     BuildingResource,
     DockerHostsResource,
@@ -27,7 +27,7 @@ _store = StoreResource(dsn=EnvVar("VYVO_POSTGRES_DSN"))
 
 defs = Definitions(
     assets=ASSETS,
-    jobs=[*JOBS, *MAINTENANCE_JOBS],
+    jobs=[*JOBS, *MAINTENANCE_JOBS, *HOST_JOBS],
     sensors=SENSORS,
     schedules=SCHEDULES,
     # A step's own process would be paid with each step's start; steps of a build share one.

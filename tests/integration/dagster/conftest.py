@@ -12,7 +12,7 @@ from uuid_utils.compat import uuid7
 
 from assets import model_version, model_weights, runner_image
 from resources import BuildingResource, ObjectsResource, StoreResource, StreamsResource
-from tests.integration.dagster import engines
+from tests.integration.dagster import engines, routed_world
 from vyvo_dagster.domain.build import BuildBackend, partition_key
 from vyvo_dagster.domain.model import Modality
 from vyvo_dagster.execution.names import BUILD_ID_TAG, PARTITIONS
@@ -33,7 +33,7 @@ WITHOUT = (
 )
 
 # Ops on hosts are tested where engines stand for the hosts; elsewhere the report says so.
-collect_ignore = ["test_executor.py"] if WITHOUT else []
+collect_ignore = ["test_engines.py", "test_executor.py", "test_pipes.py"] if WITHOUT else []
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -165,3 +165,20 @@ def weights_uri(world: World, weights_file: Path) -> str:
     s3 = world.objects.store()
     s3.put_file(s3.bucket(Modality.MODEL), "uploads/digits.npz", weights_file)
     return f"s3://{s3.bucket(Modality.MODEL)}/uploads/digits.npz"
+
+
+@pytest.fixture(scope="session")
+def routed(
+    postgres_dsn: str,
+    empty_postgres_dsn: str,
+    redis_url: str,
+    s3_settings: S3Settings,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[routed_world.World]:
+    """A worker, a registry and three engines, for ops on tagged hosts."""
+    image = engines.build(ENGINES["default"], tmp_path_factory.mktemp("image"))
+    with routed_world.opened(
+        tmp_path_factory.mktemp("dagster"), ENGINES, image,
+        postgres_dsn, empty_postgres_dsn, redis_url, s3_settings,
+    ) as opened:  # fmt: skip
+        yield opened

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dagster_pipes
 import docker
 import requests
 from docker.errors import DockerException, ImageNotFound
@@ -78,6 +79,24 @@ def build(url: str, folder: Path) -> str:
     said = engine.images.push(steps)
     assert '"error"' not in said, said
     return steps
+
+
+def build_pipes(url: str, folder: Path) -> str:
+    """Push an image that has Dagster Pipes' one file and no Dagster; return its name."""
+    code = Path(dagster_pipes.__file__).read_bytes()
+    dockerfile = (
+        f"FROM {BASE_IMAGE}\nCOPY dagster_pipes.py /usr/local/lib/python3.11/dist-packages/\n"
+    )
+    name = f"{REGISTRY}/vyvo-test/pipes:{_digest(dockerfile.encode(), code)}"
+    engine = client(url, 300)
+
+    def fill(context: Path) -> None:
+        (context / "dagster_pipes.py").write_bytes(code)
+
+    _ensure(engine, name, folder / "pipes", dockerfile, fill)
+    said = engine.images.push(name)
+    assert '"error"' not in said, said
+    return name
 
 
 def _ensure(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dagster import (
     Definitions,
+    EnvVar,
     In,
     Nothing,
     OpExecutionContext,
@@ -17,6 +18,8 @@ from dagster import (
     op,
 )
 
+from ops import run_in_runner
+from resources import DockerHostsResource, StoreResource
 from resources.docker_hosts import hosts_executor
 from vyvo_dagster.settings import HostsSettings
 
@@ -166,7 +169,13 @@ def gpu() -> None:
     on_a_gpu()
 
 
+_store = StoreResource(dsn=EnvVar("VYVO_POSTGRES_DSN"))
+
 defs = Definitions(
-    jobs=[three_hosts, waiting, long, long_with_one_here, limits, attempts, gpu],
+    jobs=[three_hosts, waiting, long, long_with_one_here, limits, attempts, gpu, run_in_runner],
     executor=hosts_executor(HostsSettings()),
+    resources={
+        "store": _store,
+        "docker_hosts": DockerHostsResource.of(_store, HostsSettings()),
+    },
 )

@@ -104,13 +104,13 @@ class World:
             self.context.create_request_context(), document, variables
         ).data
 
-    def launch(self, job: str) -> str:
+    def launch(self, job: str, config: dict[str, Any] | None = None) -> str:
         selector = {
             "jobName": job,
             "repositoryName": "__repository__",
             "repositoryLocationName": LOCATION,
         }
-        answer = self.graphql(LAUNCH, params={"selector": selector, "runConfigData": {}})
+        answer = self.graphql(LAUNCH, params={"selector": selector, "runConfigData": config or {}})
         assert answer["launchRun"]["__typename"] == "LaunchRunSuccess", answer
         return answer["launchRun"]["run"]["runId"]
 

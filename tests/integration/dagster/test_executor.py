@@ -1,152 +1,135 @@
 """Ops on tagged hosts: a worker, a registry and three real engines."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from dagster import DagsterRunStatus
 
-from tests.integration.dagster import engines, routed_world
 from tests.integration.dagster.routed_world import World, until
-from vyvo_dagster.settings import S3Settings
+
+# One worker of xdist has the hosts, and one Celery worker.
+pytestmark = pytest.mark.xdist_group("hosts")
 
 
-@pytest.fixture(scope="module")
-def world(
-    postgres_dsn: str,
-    empty_postgres_dsn: str,
-    redis_url: str,
-    s3_settings: S3Settings,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[World]:
-    urls = engines.found()
-    image = engines.build(urls["default"], tmp_path_factory.mktemp("image"))
-    with routed_world.opened(
-        tmp_path_factory.mktemp("dagster"), urls, image,
-        postgres_dsn, empty_postgres_dsn, redis_url, s3_settings,
-    ) as opened:  # fmt: skip
-        yield opened
-
-
-def test_each_op_runs_in_the_engine_that_its_tag_asks_for(world: World) -> None:
-    run_id = world.launch("three_hosts")
-    assert world.ended(run_id) is DagsterRunStatus.SUCCESS, world.said(run_id)
+def test_each_op_runs_in_the_engine_that_its_tag_asks_for(routed: World) -> None:
+    run_id = routed.launch("three_hosts")
+    assert routed.ended(run_id) is DagsterRunStatus.SUCCESS, routed.said(run_id)
     hosts = {"on_default": "default", "on_host2": "host2", "on_pool_three": "host3"}
     for step, host in hosts.items():
-        container, _ = world.where(run_id, step)
+        container, _ = routed.where(run_id, step)
         assert container is not None, step
-        told = world.launched(run_id, step)
+        told = routed.launched(run_id, step)
         assert (told["Docker container id"], told["Host"]) == (container, host)
-        assert world.started_on(container) == [host]
+        assert routed.started_on(container) == [host]
         print(f"{step}: container {container[:12]}, started by the engine of {host}")
-    here, beside = world.where(run_id, "untagged"), world.where(run_id, "own_process")
+    here, beside = routed.where(run_id, "untagged"), routed.where(run_id, "own_process")
     assert here[0] is None
     assert beside[0] is None
     assert here[1] != beside[1]
-    pids = {int(m[1]) for m in re.finditer(r"pid: (\d+)", "\n".join(world.said(run_id)))}
+    pids = {int(m[1]) for m in re.finditer(r"pid: (\d+)", "\n".join(routed.said(run_id)))}
     assert here[1] in pids, "the untagged op is in the process of the run"
-    assert world.containers(run_id) == {}
+    assert routed.containers(run_id) == {}
 
 
-def test_an_op_that_no_node_matches_waits_says_which_tag_and_is_placed_later(world: World) -> None:
-    run_id = world.launch("waiting")
-    until(lambda: world.told(run_id, "on_late", "no node matches vyvo/host=late"), what="a word")
-    assert world.status(run_id) is DagsterRunStatus.STARTED
-    world.join("late")
-    assert world.ended(run_id) is DagsterRunStatus.SUCCESS
-    container, _ = world.where(run_id, "on_late")
+def test_an_op_that_no_node_matches_waits_says_which_tag_and_is_placed_later(routed: World) -> None:
+    run_id = routed.launch("waiting")
+    until(lambda: routed.told(run_id, "on_late", "no node matches vyvo/host=late"), what="a word")
+    assert routed.status(run_id) is DagsterRunStatus.STARTED
+    routed.join("late")
+    assert routed.ended(run_id) is DagsterRunStatus.SUCCESS
+    container, _ = routed.where(run_id, "on_late")
     assert container is not None
-    assert len([m for m in world.said(run_id, "on_late") if "no node matches" in m]) == 1
+    assert len([m for m in routed.said(run_id, "on_late") if "no node matches" in m]) == 1
 
 
-def test_a_terminated_run_leaves_no_container_and_no_process(world: World) -> None:
-    run_id = world.launch("long")
+def test_a_terminated_run_leaves_no_container_and_no_process(routed: World) -> None:
+    run_id = routed.launch("long")
     for step in ("long_on_host2", "deaf_on_host3"):
-        world.where(run_id, step)
-    _, beside = world.where(run_id, "long_beside")
-    assert set(world.containers(run_id)) == {"host2", "host3"}
-    world.terminate(run_id)
-    assert world.ended(run_id, 45) is DagsterRunStatus.CANCELED
-    assert world.containers(run_id) == {}
+        routed.where(run_id, step)
+    _, beside = routed.where(run_id, "long_beside")
+    assert set(routed.containers(run_id)) == {"host2", "host3"}
+    routed.terminate(run_id)
+    assert routed.ended(run_id, 45) is DagsterRunStatus.CANCELED
+    assert routed.containers(run_id) == {}
     assert not Path(f"/proc/{beside}").exists()
 
 
-def test_a_run_terminated_in_an_op_of_its_own_process_leaves_no_container(world: World) -> None:
-    run_id = world.launch("long_with_one_here")
-    world.where(run_id, "long_on_host2")
-    world.where(run_id, "long_here")
-    world.terminate(run_id)
-    assert world.ended(run_id, 45) is DagsterRunStatus.CANCELED
-    assert world.containers(run_id) == {}
+def test_a_run_terminated_in_an_op_of_its_own_process_leaves_no_container(routed: World) -> None:
+    run_id = routed.launch("long_with_one_here")
+    routed.where(run_id, "long_on_host2")
+    routed.where(run_id, "long_here")
+    routed.terminate(run_id)
+    assert routed.ended(run_id, 45) is DagsterRunStatus.CANCELED
+    assert routed.containers(run_id) == {}
 
 
-def test_limits_and_the_weights_cache(world: World) -> None:
-    run_id = world.launch("limits")
-    assert world.ended(run_id) is DagsterRunStatus.FAILURE
-    assert world.told(run_id, "limited", f"memory={384 << 20}")
-    assert world.told(run_id, "limited", "weights=weights of the node")
-    assert world.told(run_id, "limited", "write=30"), "a read-only file system"
-    failed = "\n".join(str(e.dagster_event) for e in world.instance.all_logs(run_id))
+def test_limits_and_the_weights_cache(routed: World) -> None:
+    run_id = routed.launch("limits")
+    assert routed.ended(run_id) is DagsterRunStatus.FAILURE
+    assert routed.told(run_id, "limited", f"memory={384 << 20}")
+    assert routed.told(run_id, "limited", "weights=weights of the node")
+    assert routed.told(run_id, "limited", "write=30"), "a read-only file system"
+    failed = "\n".join(str(e.dagster_event) for e in routed.instance.all_logs(run_id))
     assert "more memory than its limit" in failed
-    assert world.containers(run_id) == {}
+    assert routed.containers(run_id) == {}
 
 
-def test_a_retry_is_another_container_and_a_bad_tag_fails_its_step_only(world: World) -> None:
-    run_id = world.launch("attempts")
-    assert world.ended(run_id) is DagsterRunStatus.FAILURE
+def test_a_retry_is_another_container_and_a_bad_tag_fails_its_step_only(routed: World) -> None:
+    run_id = routed.launch("attempts")
+    assert routed.ended(run_id) is DagsterRunStatus.FAILURE
     seen = {
-        m[1] for m in re.finditer(r"container=(\w+)", "\n".join(world.said(run_id, "fails_once")))
+        m[1] for m in re.finditer(r"container=(\w+)", "\n".join(routed.said(run_id, "fails_once")))
     }
     assert len(seen) == 2
-    failed = "\n".join(str(e.dagster_event) for e in world.instance.all_logs(run_id))
+    failed = "\n".join(str(e.dagster_event) for e in routed.instance.all_logs(run_id))
     assert "tag vyvo/gpu='1GB' must be such as" in failed
-    assert world.told(run_id, "fails_once", "STEP_SUCCESS|Finished execution of step")
+    assert routed.told(run_id, "fails_once", "STEP_SUCCESS|Finished execution of step")
 
 
-def test_a_gpu_is_asked_for_by_its_uuid_and_an_engine_without_says_so(world: World) -> None:
-    world.join("host2", gpus=1)
+def test_a_gpu_is_asked_for_by_its_uuid_and_an_engine_without_says_so(routed: World) -> None:
+    routed.join("host2", gpus=1)
     try:
-        run_id = world.launch("gpu")
-        assert world.ended(run_id) is DagsterRunStatus.FAILURE
-        failed = "\n".join(str(e.dagster_event) for e in world.instance.all_logs(run_id))
+        run_id = routed.launch("gpu")
+        assert routed.ended(run_id) is DagsterRunStatus.FAILURE
+        failed = "\n".join(str(e.dagster_event) for e in routed.instance.all_logs(run_id))
         assert "the engine refuses its container" in failed
         assert "could not select device driver" in failed
-        assert world.launched(run_id, "on_a_gpu")["GPUs"] == "GPU-host2-0"
-        assert world.containers(run_id) == {}
+        assert routed.launched(run_id, "on_a_gpu")["GPUs"] == "GPU-host2-0"
+        assert routed.containers(run_id) == {}
     finally:
-        world.join("host2")
+        routed.join("host2")
 
 
-def test_what_a_killed_worker_left_is_swept(world: World) -> None:
-    run_id = world.launch("long")
+def test_what_a_killed_worker_left_is_swept(routed: World) -> None:
+    run_id = routed.launch("long")
     for step in ("long_on_host2", "deaf_on_host3"):
-        world.where(run_id, step)
-    _, beside = world.where(run_id, "long_beside")
-    world.kill_worker()
+        routed.where(run_id, step)
+    _, beside = routed.where(run_id, "long_beside")
+    routed.kill_worker()
     try:
-        assert world.tick() == "nothing to do", "nobody has ended the run yet"
-        assert set(world.containers(run_id)) == {"host2", "host3"}
+        assert routed.tick() == "nothing to do", "nobody has ended the run yet"
+        assert set(routed.containers(run_id)) == {"host2", "host3"}
         # As the daemon does by the minute; the lease of the run would be lost after half of one.
-        world.forget_lease(run_id)
-        world.monitor(run_id)
-        assert world.ended(run_id) is DagsterRunStatus.FAILURE
-        said = world.tick()
+        routed.forget_lease(run_id)
+        routed.monitor(run_id)
+        assert routed.ended(run_id) is DagsterRunStatus.FAILURE
+        said = routed.tick()
         assert said.count("dagster-step-") == 2, said
-        assert world.containers(run_id) == {}
+        assert routed.containers(run_id) == {}
         until(lambda: not Path(f"/proc/{beside}").exists(), 10)
     finally:
-        world.start_worker()
+        routed.start_worker()
 
 
-def test_the_pools_of_gpus_have_as_many_slots_as_there_are_gpus(world: World) -> None:
-    world.join("host2", gpus=2, pool="h100")
-    world.join("host3", gpus=1, pool="h100")
+def test_the_pools_of_gpus_have_as_many_slots_as_there_are_gpus(routed: World) -> None:
+    routed.join("host2", gpus=2, pool="h100")
+    routed.join("host3", gpus=1, pool="h100")
     try:
-        assert "gpu-pool/h100 to 3" in world.tick()
-        limits = {p.name: p.limit for p in world.instance.event_log_storage.get_pool_limits()}
+        assert "gpu-pool/h100 to 3" in routed.tick()
+        limits = {p.name: p.limit for p in routed.instance.event_log_storage.get_pool_limits()}
         assert limits == {"gpu/host2": 2, "gpu/host3": 1, "gpu-pool/h100": 3}
-        assert world.tick() == "nothing to do"
+        assert routed.tick() == "nothing to do"
     finally:
-        world.join("host2")
-        world.join("host3", pool="three")
+        routed.join("host2")
+        routed.join("host3", pool="three")

@@ -1,5 +1,6 @@
 """Clients of the hosts' engines: by socket, by TCP with TLS, by ssh; every call has a time limit."""
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -43,7 +44,7 @@ class Engines:
         timeout: seconds that an engine may take to answer one request.
     """
 
-    def __init__(self, timeout: float = 10.0) -> None:
+    def __init__(self, timeout: int = 10) -> None:
         self._timeout = timeout
         self._clients: dict[DockerHost, Any] = {}
         self._lock = threading.Lock()
@@ -136,8 +137,25 @@ class Engines:
                     f"engine of {host.name}: {host.url} needs TLS with a client certificate"
                 )
         try:
-            return docker.DockerClient(base_url=host.url, tls=tls or False, timeout=self._timeout)
+            version = self._version(host.url, tls) if parts.scheme == "tcp" else "auto"
+            client = docker.DockerClient(
+                base_url=host.url, tls=tls or False, timeout=self._timeout, version=version
+            )
         except ENGINE_ERRORS:
             raise
         except Exception as error:  # paramiko's own
             raise DockerException(f"{host.url}: {error}") from error
+        client.api.trust_env = parts.scheme != "tcp"
+        return client
+
+    def _version(self, url: str, tls: TLSConfig | None) -> str:
+        """The API version of an engine at a TCP address.
+
+        Asked apart: with REQUESTS_CA_BUNDLE set, requests would check the engine's certificate
+        against that and not against ours, and a proxy would be given the connection.
+        """
+        with contextlib.closing(
+            docker.APIClient(url, version="1.41", tls=tls or False, timeout=self._timeout)
+        ) as asked:
+            asked.trust_env = False
+            return str(asked.version(api_version=False)["ApiVersion"])

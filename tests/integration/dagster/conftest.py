@@ -12,7 +12,7 @@ from uuid_utils.compat import uuid7
 
 from assets import model_version, model_weights, runner_image
 from resources import BuildingResource, ObjectsResource, StoreResource, StreamsResource
-from tests.integration.dagster import engines, routed_world
+from tests.integration.dagster import engines, gpu_engine, routed_world
 from vyvo_dagster.domain.build import BuildBackend, partition_key
 from vyvo_dagster.domain.model import Modality
 from vyvo_dagster.execution.names import BUILD_ID_TAG, PARTITIONS
@@ -36,10 +36,17 @@ WITHOUT = (
 collect_ignore = ["test_engines.py", "test_executor.py", "test_pipes.py"] if WITHOUT else []
 
 
+if WITHOUT or not gpu_engine.possible():
+    collect_ignore.append("test_gpus.py")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if WITHOUT:
         terminalreporter.section("hosts")
         terminalreporter.line(WITHOUT)
+    elif not gpu_engine.possible():
+        terminalreporter.section("hosts")
+        terminalreporter.line("One op to a GPU is NOT tested: that takes root, dockerd and ip")
 
 
 @dataclass

@@ -21,6 +21,7 @@ from dagster import (
 from ops import run_in_runner
 from resources import DockerHostsResource, StoreResource
 from resources.docker_hosts import hosts_executor
+from vyvo_dagster.execution.names import gpu_pool
 from vyvo_dagster.settings import HostsSettings
 
 # The test waits for what ops say; none of them outlives it.
@@ -169,10 +170,53 @@ def gpu() -> None:
     on_a_gpu()
 
 
+def hold(context: OpExecutionContext) -> None:
+    context.log.info("gpu=%s from=%f", os.environ["NVIDIA_VISIBLE_DEVICES"], time.time())
+    time.sleep(3.0)
+    context.log.info("until=%f", time.time())
+
+
+@op(tags={"vyvo/host": "gpuhost", "vyvo/gpu": "h100"}, out=DONE)
+def holds_a_gpu(context: OpExecutionContext) -> None:
+    hold(context)
+
+
+@job
+def gpus() -> None:
+    for number in range(3):
+        holds_a_gpu.alias(f"hold_{number}")()
+
+
+@op(
+    tags={"vyvo/host": "gpuhost", "vyvo/gpu": "1"},
+    pool=gpu_pool(host="gpuhost"),
+    out=DONE,
+)
+def holds_a_slot(context: OpExecutionContext) -> None:
+    hold(context)
+
+
+@job
+def pooled() -> None:
+    for number in range(3):
+        holds_a_slot.alias(f"hold_{number}")()
+
+
 _store = StoreResource(dsn=EnvVar("VYVO_POSTGRES_DSN"))
 
 defs = Definitions(
-    jobs=[three_hosts, waiting, long, long_with_one_here, limits, attempts, gpu, run_in_runner],
+    jobs=[
+        three_hosts,
+        waiting,
+        long,
+        long_with_one_here,
+        limits,
+        attempts,
+        gpu,
+        gpus,
+        pooled,
+        run_in_runner,
+    ],
     executor=hosts_executor(HostsSettings()),
     resources={
         "store": _store,

@@ -223,7 +223,9 @@ def opened(
         "VYVO_S3_ACCESS_KEY": s3.access_key,
         "VYVO_S3_SECRET_KEY": s3.secret_key.get_secret_value(),
         "VYVO_S3_BUCKET_PREFIX": s3.bucket_prefix,
-        "VYVO_HOSTS_ENGINES": json.dumps({**urls, "late": urls["default"]}),
+        "VYVO_HOSTS_ENGINES": json.dumps(
+            {**urls, "late": urls["default"], "gpuhost": f"unix://{home}/gpu.sock"}
+        ),
         "VYVO_HOSTS_IMAGE": image,
         "VYVO_HOSTS_NETWORK": "host",
         "VYVO_HOSTS_WEIGHTS_DIR": str(weights),

@@ -116,6 +116,15 @@ class Settings(BaseSettings):
         default=8, ge=0, le=1024,
         description="Agents that local node pools may run on the api's machine together.",
     )  # fmt: skip
+    terraform: str = Field(
+        default="terraform", description="Program that scales terraform node pools."
+    )
+    terraform_modules: Path | None = Field(
+        default=None, description="Folder of their modules; unset allows no such pool."
+    )
+    terraform_seconds: int = Field(
+        default=1800, gt=0, description="What one command of it may take."
+    )
     artifact_ttl_seconds: int = Field(
         default=7 * 86400, gt=0, description="Life of an artifact in its bucket."
     )

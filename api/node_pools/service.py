@@ -60,6 +60,11 @@ async def put(context: Context, principal: Principal, name: str, body: PoolBody)
             raise Conflict(f"an operation of node pool {name} is under way; wait for its end")
         if before is not None and before.members and before.scaler is not kind:
             raise Conflict(f"node pool {name} has nodes of {before.scaler}; scale it to 0 first")
+        if module := config.get("module"):
+            for other in await store.pools.all():
+                if other.name != name and other.config.get("module") == module:
+                    # One module has one state: two pools would remove each other's nodes.
+                    raise Conflict(f"node pool {other.name} has the module {module} already")
         host = context.pools.host if kind is ScalerKind.LOCAL else None
         if before is not None and before.members and before.host != host:
             raise Conflict(f"node pool {name} has its nodes on {before.host}; ask the api there")

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from vyvo_dagster.domain.pool import ScalerKind
 from vyvo_dagster.scaling.base import Scaler
 from vyvo_dagster.scaling.local import LocalScaler
+from vyvo_dagster.scaling.terraform import TerraformScaler
 from vyvo_dagster.settings import Settings
 
 __all__ = ["make_scalers"]
@@ -31,5 +32,15 @@ def make_scalers(settings: Settings, environment: Mapping[str, str]) -> dict[Sca
         found[ScalerKind.LOCAL] = LocalScaler(
             settings.data_dir / "pools", environment=environment, agent=agent,
             limit=settings.local_agents,
+        )  # fmt: skip
+    if settings.terraform_modules is not None:
+        found[ScalerKind.TERRAFORM] = TerraformScaler(
+            program=settings.terraform, modules=settings.terraform_modules,
+            work=settings.data_dir / "terraform", environment=environment,
+            variables={
+                "vyvo_api_url": settings.api_url,
+                "vyvo_join_token": "" if token is None else token.get_secret_value(),
+            },
+            seconds=settings.terraform_seconds,
         )  # fmt: skip
     return found

@@ -3,85 +3,20 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import httpx
 import pytest
 
-from vyvo_dagster.security.keys import TokenKind, mint
 from vyvo_dagster.settings import S3Settings
 from vyvo_dagster.store.database import Database
 from vyvo_dagster.store.dispatches import Dispatch
 
-from .fronts import free_port
-from .world import JOIN_TOKEN, Version, unique
-
-
-class OwnApi:
-    """`vyvo api` as a process of its own, which can be killed and started again."""
-
-    def __init__(self, env: dict[str, str], port: int, key: str, log: Path) -> None:
-        self.env, self.log = env, log
-        self.client = httpx.Client(
-            base_url=f"http://127.0.0.1:{port}", headers={"Authorization": f"Bearer {key}"},
-            timeout=10, trust_env=False,
-        )  # fmt: skip
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        with self.log.open("ab") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "vyvo_dagster.cli", "api"], env=self.env,
-                stdout=output, stderr=output,
-            )  # fmt: skip
-        until(self._answers, 60)
-
-    def _answers(self) -> bool:
-        assert self.process is not None
-        assert self.process.poll() is None, self.log.read_text()[-3000:]
-        try:
-            return self.client.get("/readyz").status_code == 200
-        except httpx.TransportError:
-            return False
-
-    def stop(self, number: signal.Signals) -> None:
-        if self.process is not None:
-            self.process.send_signal(number)
-            self.process.wait(20)
-            self.process = None
-
-
-def until(found: Callable[[], Any], seconds: float = 40) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (answer := found()):
-        assert time.monotonic() < deadline, "it did not come about in time"
-        time.sleep(0.1)
-    return answer
-
-
-def agents(root: Path) -> dict[str, int]:
-    """Node → pid of the agents that work in the pools below `root`."""
-    mark = f"VYVO_AGENT_DATA_DIR={root / 'pools'}/".encode()
-    found: dict[str, int] = {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            variables = (entry / "environ").read_bytes().split(b"\0")
-            command = (entry / "cmdline").read_bytes()
-        except OSError:
-            continue
-        for variable in variables:
-            if variable.startswith(mark) and b"vyvo_dagster.agent.main" in command:
-                found[variable.rpartition(b"/")[2].decode()] = int(entry.name)
-    return found
+from .own_api import OwnApi, agents, ended, operation, scale, scaled, until
+from .world import Version, unique
 
 
 @pytest.fixture(scope="module")
@@ -89,25 +24,14 @@ def own(
     postgres_dsn: str, redis_url: str, s3_settings: S3Settings,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[OwnApi]:  # fmt: skip
-    root, port, key = tmp_path_factory.mktemp("own"), free_port(), mint(TokenKind.KEY).text
-    env = {
-        "PATH": os.environ["PATH"], "VYVO_POSTGRES_DSN": postgres_dsn, "VYVO_REDIS_URL": redis_url,
-        "VYVO_DATA_DIR": str(root), "VYVO_API_PORT": str(port), "VYVO_ADMIN_KEY": key,
-        "VYVO_API_URL": f"http://127.0.0.1:{port}", "VYVO_JOIN_TOKEN": JOIN_TOKEN,
-        "VYVO_S3_ENDPOINT": s3_settings.endpoint, "VYVO_S3_ACCESS_KEY": s3_settings.access_key,
-        "VYVO_S3_SECRET_KEY": s3_settings.secret_key.get_secret_value(),
-        "VYVO_S3_BUCKET_PREFIX": s3_settings.bucket_prefix, "VYVO_ENGINE": "process",
-        "VYVO_LOCAL_AGENTS": "3", "VYVO_HEARTBEAT_SECONDS": "1",
-    }  # fmt: skip
-    api = OwnApi(env, port, key, root / "api.log")
+    api = OwnApi(
+        tmp_path_factory.mktemp("own"), postgres_dsn, redis_url, s3_settings, VYVO_LOCAL_AGENTS="3"
+    )
     try:
         api.start()
         yield api
     finally:
-        api.stop(signal.SIGTERM)
-        for pid in agents(root).values():
-            os.kill(pid, signal.SIGKILL)
-        api.client.close()
+        api.close()
 
 
 @pytest.fixture
@@ -125,46 +49,18 @@ def put(own: OwnApi, name: str, **values: Any) -> httpx.Response:
     return own.client.put(f"/api/node-pools/{name}", json=body)
 
 
-def root(own: OwnApi) -> Path:
-    return Path(own.env["VYVO_DATA_DIR"])
-
-
-def scale(own: OwnApi, name: str, size: int, **values: Any) -> dict[str, Any]:
-    answer = own.client.post("/api/node-pools/scale", json={"pool": name, "size": size, **values})
-    assert answer.status_code == 202, answer.text
-    return answer.json()
-
-
-def operation(own: OwnApi, name: str, id: str) -> dict[str, Any]:
-    return own.client.get(f"/api/node-pools/{name}/operations/{id}").json()
-
-
-def ended(own: OwnApi, name: str, id: str) -> dict[str, Any]:
-    def look() -> dict[str, Any] | None:
-        found = operation(own, name, id)
-        return found if found["status"] in {"succeeded", "failed"} else None
-
-    return until(look)
-
-
-def scaled(own: OwnApi, name: str, size: int, **values: Any) -> dict[str, Any]:
-    found = ended(own, name, scale(own, name, size, **values)["id"])
-    assert found["status"] == "succeeded", found
-    return found
-
-
 def test_a_pool_grows_and_shrinks_by_real_agents(own: OwnApi, pool: str) -> None:
     done = scaled(own, pool, 2)
     assert done["plan"]["add"] == [f"{pool}-1", f"{pool}-2"]
     assert f"{pool}-1 has joined" in done["log"]
-    assert set(agents(root(own))) >= {f"{pool}-1", f"{pool}-2"}
+    assert set(agents(own.root)) >= {f"{pool}-1", f"{pool}-2"}
     shown = own.client.get(f"/api/node-pools/{pool}").json()
     assert (shown["size"], [m["ready"] for m in shown["members"]]) == (2, [True, True])
     nodes = {n["name"]: n for n in own.client.get("/api/nodes?limit=200").json()["items"]}
     assert nodes[f"{pool}-1"]["labels"] == {"pool": pool, "zone": "z"}
     done = scaled(own, pool, 1)
     assert done["plan"]["remove"] == [f"{pool}-2"]
-    assert f"{pool}-2" not in agents(root(own))
+    assert f"{pool}-2" not in agents(own.root)
     gone = own.client.get(f"/api/nodes/{nodes[f'{pool}-2']['id']}").json()
     assert (gone["cordoned"], gone["draining"]) == (True, True)
     # Its name comes back, and with it the node takes jobs again.
@@ -184,43 +80,38 @@ def test_a_dry_run_tells_and_changes_nothing(own: OwnApi, pool: str) -> None:
         "start": [f"{pool}-1", f"{pool}-2"], "stop": [],
     }  # fmt: skip
     assert done["log"] == f"start agent {pool}-1\nstart agent {pool}-2\n"
-    assert not {name for name in agents(root(own)) if name.startswith(f"{pool}-")}
+    assert not {name for name in agents(own.root) if name.startswith(f"{pool}-")}
     assert own.client.get(f"/api/node-pools/{pool}").json()["size"] == 0
 
 
 def test_agents_outlive_the_api_and_one_that_died_is_started_again(own: OwnApi, pool: str) -> None:
     scaled(own, pool, 2)
-    before = agents(root(own))
+    before = agents(own.root)
     own.stop(signal.SIGKILL)
     os.kill(before[f"{pool}-2"], signal.SIGKILL)
     own.start()
     after = until(
         lambda: (
-            (now := agents(root(own))).get(f"{pool}-2") not in {None, before[f"{pool}-2"]} and now
+            (now := agents(own.root)).get(f"{pool}-2") not in {None, before[f"{pool}-2"]} and now
         )
     )
     assert after[f"{pool}-1"] == before[f"{pool}-1"]
     scaled(own, pool, 0)
-    assert not {name for name in agents(root(own)) if name.startswith(f"{pool}-")}
+    assert not {name for name in agents(own.root) if name.startswith(f"{pool}-")}
 
 
 def test_an_operation_goes_on_after_the_api_was_killed_in_the_middle(
     own: OwnApi, pool: str
 ) -> None:
     asked = scale(own, pool, 2)
-    until(lambda: f"{pool}-1" in agents(root(own)), 20)
+    until(lambda: f"{pool}-1" in agents(own.root), 20)
     own.stop(signal.SIGKILL)
     own.start()
-    done = until(lambda: ended_or_none(own, pool, asked["id"]), 60)
+    done = ended(own, pool, asked["id"], 60)
     assert done["status"] == "succeeded"
-    assert [n for n in agents(root(own)) if n.startswith(f"{pool}-")]
+    assert [n for n in agents(own.root) if n.startswith(f"{pool}-")]
     listed = own.client.get(f"/api/node-pools/{pool}").json()["members"]
     assert [(m["name"], m["ready"]) for m in listed] == [(f"{pool}-1", True), (f"{pool}-2", True)]
-
-
-def ended_or_none(own: OwnApi, name: str, id: str) -> dict[str, Any] | None:
-    found = operation(own, name, id)
-    return found if found["status"] in {"succeeded", "failed"} else None
 
 
 async def test_the_idle_node_leaves_and_a_busy_one_is_drained_first(
@@ -243,14 +134,14 @@ async def test_the_idle_node_leaves_and_a_busy_one_is_drained_first(
     failed = ended(own, pool, scale(own, pool, 0)["id"])
     assert (failed["status"], failed["error_code"]) == ("failed", "scaling_failed")
     assert failed["error"] == f"not drained within 2 s: {pool}-2 runs 1"
-    assert f"{pool}-2" in agents(root(own))
+    assert f"{pool}-2" in agents(own.root)
     assert own.client.get(f"/api/nodes/{busy}").json()["schedulable"] is True
     # One whose job ends meanwhile leaves.
     put(own, pool, drain_seconds=30)
     asked = scale(own, pool, 0)
     until(lambda: f"{pool}-2 runs 1" in operation(own, pool, asked["id"])["log"])
     assert operation(own, pool, asked["id"])["status"] == "draining"
-    stored = root(own) / "pools" / pool / f"{pool}-2" / "credential.json"
+    stored = own.root / "pools" / pool / f"{pool}-2" / "credential.json"
     node = {"Authorization": f"Bearer {json.loads(stored.read_text())['credential']}"}
     report = {"attempt": 1, "status": "failed", "error": {"code": "x", "message": "y"}}
     told = own.client.post(f"/api/jobs/{order.job_id}/complete", json=report, headers=node)

@@ -129,6 +129,7 @@ async def open_context(settings: Settings, s3: S3Settings) -> AsyncGenerator[Con
     http = httpx.AsyncClient(timeout=httpx.Timeout(10.0, connect=2.0), trust_env=False)
     objects = ObjectStore(s3, artifact_ttl_seconds=settings.artifact_ttl_seconds)
     relay, announcer = Relay(database, redis), Announcer(redis)
+    registry = Registry(database, settings.postgres_dsn)
     try:
         async with asyncio.TaskGroup() as group:
             context = Context(
@@ -140,8 +141,9 @@ async def open_context(settings: Settings, s3: S3Settings) -> AsyncGenerator[Con
                 authenticator=Authenticator(database),
                 launcher=Launcher(settings.dagster_url, http, database),
                 input_schemas=InputSchemas(),
-                registry=Registry(database, settings.postgres_dsn),
-                gateway=Gateway(SubmissionLine(settings.postgres_dsn), redis),
+                registry=registry, gateway=Gateway(
+                    SubmissionLine(settings.postgres_dsn), redis, lambda: registry.weighing
+                ),
                 rates=Rates(redis),
                 pools=PoolWorker(
                     database, make_scalers(settings, os.environ), _place(settings), announcer.wake

@@ -84,7 +84,7 @@ async def requeue(
         async def work() -> JobAccepted:
             job = await _requeued(store, context, principal, job_id, body)
             queued.append(job)
-            position = await store.jobs.position(job)
+            position = await service.position_of(store, job)
             return JobAccepted(
                 job_id=job.id, status=job.state, queue_position=position,
                 eta_seconds=await _eta(store, job, position), detail=None,

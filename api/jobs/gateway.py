@@ -10,7 +10,7 @@ brought to their streams by the relay.
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -19,6 +19,7 @@ from redis.exceptions import RedisError
 from api.idempotency import Once
 from api.jobs.positions import Positions
 from api.jobs.schemas import BatchAccepted, JobAccepted
+from vyvo_dagster.domain.fairness import Weighing
 from vyvo_dagster.domain.job import JobEventKind
 from vyvo_dagster.errors import QuotaExceeded, Unavailable, VyvoError
 from vyvo_dagster.store.database import Store
@@ -87,12 +88,18 @@ class Gateway:
 
     Args:
         line: the connection that groups are written on; closed with `write_groups`.
+        weighing: the weights that are in force; places in the queue follow from them.
     """
 
-    def __init__(self, line: SubmissionLine, redis: AsyncRedis) -> None:
+    def __init__(
+        self,
+        line: SubmissionLine,
+        redis: AsyncRedis,
+        weighing: Callable[[], Weighing] = lambda: Weighing({}),
+    ) -> None:
         self._line = line
         self._redis = redis
-        self._positions = Positions()
+        self._positions = Positions(weighing)
         self._waiters: list[_Waiter] = []
         self._asked = asyncio.Event()
         self._untold: list[Written] = []

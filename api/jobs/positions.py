@@ -1,12 +1,17 @@
-"""Places in the queue: counted exactly where a queue is short, at most a second old where it is long."""
+"""Places in the queue: counted exactly where a queue is short, at most a second old where it is long.
+
+Jobs compete with those of the same version, and a tenant's place follows from the shares that its
+slots are given out by, not from when its jobs came.
+"""
 
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+from vyvo_dagster.domain.fairness import Weighing, place
 from vyvo_dagster.domain.job import Priority
-from vyvo_dagster.store.submissions import NewJob
+from vyvo_dagster.store.submissions import Depths, NewJob
 
 __all__ = ["Positions"]
 
@@ -15,55 +20,69 @@ _KEPT_SECONDS: Final = 1.0
 _KEPT: Final = 4096
 _URGENCY: Final = {priority: tuple(Priority)[:n] for n, priority in enumerate(Priority)}
 
+_Counts = defaultdict[tuple[str, Priority], Counter[str]]
+"""Waiting jobs of a model by version and class, then by tenant."""
+
 
 class Positions:
-    """Counts of waiting jobs by model; those of long queues are kept for a second."""
+    """Counts of waiting jobs by model; those of long queues are kept for a second.
 
-    def __init__(self) -> None:
-        self._long: dict[str, tuple[Counter[Priority], float]] = {}
+    Args:
+        weighing: the weights that are in force.
+    """
+
+    def __init__(self, weighing: Callable[[], Weighing]) -> None:
+        self._weighing = weighing
+        self._long: dict[str, tuple[_Counts, float]] = {}
 
     def unknown(self, jobs: Sequence[NewJob]) -> list[str]:
-        """The models whose waiting jobs are to be counted with the writing of `jobs`."""
+        """The models whose waiting jobs are to be counted before `jobs` are written."""
         now = time.monotonic()
         models = {job.model_id for job in jobs}
         return sorted(m for m in models if m not in self._long or self._long[m][1] <= now)
 
-    def of(
-        self, jobs: Sequence[NewJob], counted: Sequence[str],
-        depths: Mapping[tuple[str, Priority], int],
-    ) -> list[int]:  # fmt: skip
-        """The place of each new job among those of its model.
+    def of(self, jobs: Sequence[NewJob], counted: Sequence[str], depths: Depths) -> list[int]:
+        """The place of each new job among those of its version.
 
         Args:
-            counted: the models that `depths` is of, counted before the jobs were written.
+            counted: the models that `depths` is of.
         """
-        fresh = {model: Counter[Priority]() for model in counted}
-        for (model, priority), count in depths.items():
-            fresh[model][priority] = count
+        fresh: dict[str, _Counts] = {model: defaultdict(Counter) for model in counted}
+        for (model, version, priority, tenant), count in depths.items():
+            fresh[model][version, priority][tenant] = count
         kept = {j.model_id for j in jobs} - fresh.keys()
         waiting = fresh | {model: self._long[model][0] for model in kept}
-        places = _places(jobs, waiting)
+        places = _places(jobs, waiting, self._weighing())
         self._keep(fresh)
         return places
 
-    def _keep(self, counted: Mapping[str, Counter[Priority]]) -> None:
+    def _keep(self, counted: Mapping[str, _Counts]) -> None:
         if len(self._long) >= _KEPT:
             self._long.clear()
         until = time.monotonic() + _KEPT_SECONDS
         for model_id, counts in counted.items():
-            if counts.total() >= _LONG:
+            if sum(tenants.total() for tenants in counts.values()) >= _LONG:
                 self._long[model_id] = (counts, until)
             else:
                 self._long.pop(model_id, None)
 
 
-def _places(jobs: Sequence[NewJob], waiting: Mapping[str, Counter[Priority]]) -> list[int]:
-    coming = Counter((job.model_id, job.priority) for job in jobs)
+def _places(
+    jobs: Sequence[NewJob], waiting: Mapping[str, _Counts], weighing: Weighing
+) -> list[int]:
+    coming = Counter((job.model_id, job.version, job.priority) for job in jobs)
     places: list[int] = []
     for job in jobs:
-        counts = waiting[job.model_id]
-        counts[job.priority] += 1
-        coming[job.model_id, job.priority] -= 1
-        ahead = sum(counts[p] + coming[job.model_id, p] for p in _URGENCY[job.priority])
-        places.append(ahead + counts[job.priority])
+        model_id, version = job.model_id, job.version
+        counts = waiting[model_id]
+        coming[model_id, version, job.priority] -= 1
+        urgent = sum(
+            counts[version, p].total() + coming[model_id, version, p]
+            for p in _URGENCY[job.priority]
+        )
+        tenants = counts[version, job.priority]
+        places.append(
+            place(urgent, tenants[job.tenant], job.tenant, tenants, weighing.of(model_id))
+        )
+        tenants[job.tenant] += 1
     return places

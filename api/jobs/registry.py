@@ -11,6 +11,7 @@ from typing import Final
 
 import psycopg
 
+from vyvo_dagster.domain.fairness import Weighing
 from vyvo_dagster.domain.model import VersionState
 from vyvo_dagster.errors import Conflict, NotFound
 from vyvo_dagster.store.database import Database, Store
@@ -44,6 +45,8 @@ class Registry:
         self._dsn = dsn
         self._known: dict[tuple[str, str | None], tuple[Served, float]] = {}
         self._loading = asyncio.Lock()
+        self.weighing = Weighing({})
+        """The tenants' weights, as old as the version that was loaded last."""
         self._drops = 0
 
     async def run(self) -> None:
@@ -88,6 +91,8 @@ class Registry:
 
     async def _load(self, store: Store, model_id: str, version: str | None) -> Served:
         drops = self._drops
+        shares = await store.shares.all()
+        self.weighing = Weighing({(s.tenant, s.model_id): s.weight for s in shares})
         found = await _version(store, model_id, version)
         served = Served(
             found,

@@ -7,6 +7,7 @@ from api.auth import Principal
 from api.context import Context
 from api.jobs.schemas import JobView, job_view
 from vyvo_dagster.dispatch.requeue import announce
+from vyvo_dagster.domain.fairness import Weighing, place
 from vyvo_dagster.domain.job import JOB, JobState, Priority
 from vyvo_dagster.errors import IllegalTransition, NotFound
 from vyvo_dagster.protocol.job import CancelOrder, OrderKind
@@ -14,7 +15,7 @@ from vyvo_dagster.store.database import Store
 from vyvo_dagster.store.records import Job
 from vyvo_dagster.streams import keys
 
-__all__ = ["cancel", "find", "set_priority", "view"]
+__all__ = ["cancel", "find", "position_of", "set_priority", "view"]
 
 
 async def find(store: Store, principal: Principal, job_id: UUID) -> Job:
@@ -32,8 +33,17 @@ async def view(store: Store, context: Context, job: Job) -> JobView:
         artifact_view(a, context.objects, seconds) for a in await store.artifacts.of_job(job.id)
     ]
     attempts = await store.attempts.of_job(job.id)
-    position = await store.jobs.position(job) if job.state is JobState.QUEUED else None
+    waits = job.state is JobState.QUEUED
+    position = await position_of(store, job) if waits else None
     return job_view(job, artifacts, attempts, position)
+
+
+async def position_of(store: Store, job: Job) -> int:
+    """The place of a job that waits, by the shares of the tenants that compete."""
+    ahead = await store.jobs.ahead(job)
+    shares = await store.shares.all() if ahead.others else ()
+    weighing = Weighing({(s.tenant, s.model_id): s.weight for s in shares})
+    return place(ahead.urgent, ahead.own, job.tenant, ahead.others, weighing.of(job.model_id))
 
 
 async def set_priority(

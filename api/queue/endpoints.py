@@ -64,6 +64,7 @@ async def put_weight(body: WeightPut, principal: IsAdmin, context: Ctx) -> Weigh
             id=uuid7(), tenant=principal.tenant, key_prefix=principal.prefix, action="weight_set",
             subject=body.tenant, detail={"model_id": body.model_id, "weight": body.weight},
         )  # fmt: skip
+    context.registry.drop()
     return weight_view(share)
 
 
@@ -82,3 +83,4 @@ async def delete_weight(
             id=uuid7(), tenant=principal.tenant, key_prefix=principal.prefix,
             action="weight_delete", subject=tenant, detail={"model_id": model_id},
         )  # fmt: skip
+    context.registry.drop()

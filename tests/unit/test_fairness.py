@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vyvo_dagster.domain.fairness import AGING, OWED_EVERY, Backlog, Share
+from vyvo_dagster.domain.fairness import AGING, OWED_EVERY, Backlog, Share, place
 from vyvo_dagster.domain.job import Priority
 
 START = 1_800_000_000_000
@@ -176,3 +176,34 @@ def test_classes_are_strict_while_nobody_is_overdue(slots: int) -> None:
         queues.add("t", priority, 10)
     taken = [priority for _ in range(30) for _, priority in queues.serve(slots)]
     assert taken == [INTERACTIVE] * 10 + [STANDARD] * 10 + [BATCH] * 10
+
+
+EXACT = st.sampled_from([0.25, 0.5, 1.0, 2.0, 4.0])  # so that clocks add up without rounding
+
+
+@given(
+    counts=st.dictionaries(st.sampled_from("bcdefg"), st.integers(1, 40), max_size=6),
+    urgent=st.integers(0, 5), ahead=st.integers(0, 30),
+    weighs=st.fixed_dictionaries(dict.fromkeys("abcdefg", EXACT)),
+)  # fmt: skip
+def test_a_place_is_the_turn_at_which_the_job_is_served(
+    counts: dict[str, int], urgent: int, ahead: int, weighs: dict[str, float]
+) -> None:
+    others = [Backlog(t, STANDARD, n, START) for t, n in counts.items()]
+    own = Backlog("a", STANDARD, ahead + 1, START + 1)
+    first = [Backlog("z", INTERACTIVE, urgent, START)]
+    order = Share().take([*first, *others, own], 1000, START + 2, lambda t: weighs.get(t, 1.0))
+    mine = [n for n, (tenant, _) in enumerate(order, 1) if tenant == "a"]
+    assert place(urgent, ahead, "a", counts, weighs.__getitem__) == mine[ahead]
+
+
+@given(
+    counts=st.dictionaries(st.sampled_from("bcdefg"), st.integers(1, 40), max_size=6),
+    ahead=st.integers(0, 30), weighs=st.fixed_dictionaries(dict.fromkeys("abcdefg", weights)),
+)  # fmt: skip
+def test_a_later_job_never_has_an_earlier_place(
+    counts: dict[str, int], ahead: int, weighs: dict[str, float]
+) -> None:
+    places = [place(0, n, "a", counts, weighs.__getitem__) for n in range(ahead + 2)]
+    assert places == sorted(set(places))
+    assert ahead + 2 <= places[-1] <= ahead + 2 + sum(counts.values())

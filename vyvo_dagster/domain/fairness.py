@@ -12,6 +12,7 @@ job nothing: it has the next free slot, or the one after it.
 """
 
 import heapq
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,12 +20,14 @@ from typing import Final
 
 from vyvo_dagster.domain.job import Priority
 
-__all__ = ["AGING", "OWED_EVERY", "Backlog", "Share", "Weighing"]
+__all__ = ["AGING", "OWED_EVERY", "Backlog", "Share", "Weighing", "place"]
 
 AGING: Final = timedelta(seconds=120)
 """Waiting after which a class is owed a part of the slots."""
 OWED_EVERY: Final = 4
 """Slots of more urgent classes for each slot that an overdue class is owed."""
+
+_ROUNDING: Final = 1e-9
 
 _AGING_MS: Final = int(AGING.total_seconds() * 1000)
 _CLASSES: Final = tuple(Priority)
@@ -40,6 +43,10 @@ class Weighing:
         """A tenant's weight among those that wait for a version of this model."""
         own = self._weights.get((tenant, model_id))
         return own if own is not None else self._weights.get((tenant, None), 1.0)
+
+    def of(self, model_id: str) -> Callable[[str], float]:
+        """The weight by tenant, for one model."""
+        return lambda tenant: self.weight(tenant, model_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,3 +161,29 @@ class Share:
             members.credit = members.credit + 1 if members.overdue(now_ms) else 0
         self._classes[chosen].credit = 0
         return chosen
+
+
+def place(
+    urgent: int, ahead: int, tenant: str, others: Mapping[str, int], weight: Callable[[str], float]
+) -> int:
+    """The place in the order of service, from 1, of a job that waits.
+
+    As `Share` would take them when every clock stands level and no class is overdue. A tie goes to
+    the other tenant, which waited first in the case that matters, a job that is new: so of each
+    other tenant at most one job is counted too many.
+
+    Args:
+        urgent: jobs of more urgent classes.
+        ahead: jobs of the same tenant and class before this one.
+        tenant: the job's.
+        others: how many jobs of the same class wait, by tenant; the job's own tenant is ignored.
+        weight: a tenant's weight, above 0.
+    """
+    # Of a tenant with weight w the job that n precede starts at n / w on its clock.
+    start = ahead / weight(tenant) + _ROUNDING
+    before = sum(
+        min(count, math.floor(start * weight(other)) + 1)
+        for other, count in others.items()
+        if other != tenant
+    )
+    return urgent + ahead + before + 1

@@ -1,6 +1,7 @@
 """Jobs as clients see them: submission, reading, cancel, position in the queue, expiry."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -14,10 +15,22 @@ from vyvo_dagster.store.records import Job
 from vyvo_dagster.store.rows import page, record
 from vyvo_dagster.store.tables import jobs
 
-__all__ = ["JobRepository"]
+__all__ = ["Ahead", "JobRepository"]
 
 _J = jobs.c
 IN_FLIGHT = (JobState.DISPATCHED, JobState.RUNNING)
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """What a waiting job competes with: counts of jobs of its version."""
+
+    urgent: int
+    """Of more urgent classes."""
+    own: int
+    """Of its own tenant and class, before it."""
+    others: Mapping[str, int]
+    """Of its class, by other tenant."""
 
 
 class JobRepository:
@@ -57,20 +70,30 @@ class JobRepository:
         rows = await self._connection.execute(page(query, _J.id, cursor, limit))
         return [record(Job, r) for r in rows.mappings()]
 
-    async def position(self, job: Job) -> int:
-        """How many queued jobs of the model go before this one, plus one."""
-        more_urgent = [
-            p for p in Priority if list(Priority).index(p) < list(Priority).index(job.priority)
-        ]
-        query = sa.select(sa.func.count()).where(
-            _J.state == JobState.QUEUED,
-            _J.model_id == job.model_id,
-            sa.or_(
-                _J.priority.in_(more_urgent),
-                sa.and_(_J.priority == job.priority, _J.id < job.id),
-            ),
+    async def ahead(self, job: Job) -> Ahead:
+        """What waits of the version of a job that waits, in its class and more urgent ones."""
+        classes = list(Priority)[: list(Priority).index(job.priority) + 1]
+        query = (
+            sa.select(
+                _J.priority, _J.tenant, sa.func.count(), sa.func.count().filter(_J.id < job.id)
+            )
+            .where(
+                _J.state == JobState.QUEUED,
+                _J.model_id == job.model_id,
+                _J.version_id == job.version_id,
+                _J.priority.in_(classes),
+            )
+            .group_by(_J.priority, _J.tenant)
         )
-        return int((await self._connection.execute(query)).scalar_one()) + 1
+        urgent, own, others = 0, 0, dict[str, int]()
+        for priority, tenant, count, before in await self._connection.execute(query):
+            if priority != job.priority:
+                urgent += count
+            elif tenant != job.tenant:
+                others[tenant] = count
+            else:
+                own = before
+        return Ahead(urgent, own, others)
 
     async def mean_seconds(self, model_id: str, sample: int = 20) -> float | None:
         """Mean run time of the model's latest successes, None when it has none."""

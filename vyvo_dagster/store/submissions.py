@@ -30,7 +30,8 @@ __all__ = [
     "Submitted",
 ]
 
-Depths = Mapping[tuple[str, Priority], int]
+Depths = Mapping[tuple[str, str, Priority, str], int]
+"""How many jobs wait, by model id, version, class and tenant; empty queues are left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,15 +149,18 @@ select
 """
 
 _DEPTHS: Final[LiteralString] = """
-select model_id, priority, count(*) from jobs
+select model_id, version, priority, tenant, count(*) from jobs
 where state = 'queued' and model_id = any(%(models)s::text[])
-group by model_id, priority
+group by model_id, version, priority, tenant
 """
 
 
 async def _depths(connection: psycopg.AsyncConnection[Any], models: Iterable[str]) -> Depths:
     cursor = await connection.execute(_DEPTHS, {"models": list(models)}, prepare=True)
-    return {(model, Priority(p)): count for model, p, count in await cursor.fetchall()}
+    return {
+        (model, version, Priority(p), tenant): count
+        for model, version, p, tenant, count in await cursor.fetchall()
+    }
 
 
 async def _submit(
@@ -215,7 +219,7 @@ class SubmissionRepository:
         self._connection = connection
 
     async def depths(self, models: Iterable[str]) -> Depths:
-        """How many jobs of `models` wait; empty queues are left out."""
+        """How many jobs of `models` wait."""
         return await _depths(await self._raw(), models)
 
     async def submit(self, jobs: Sequence[NewJob]) -> Submitted:
@@ -239,7 +243,7 @@ class SubmissionLine:
         self._connection: psycopg.AsyncConnection[Any] | None = None
 
     async def depths(self, models: Iterable[str]) -> Depths:
-        """How many jobs of `models` wait; empty queues are left out.
+        """How many jobs of `models` wait.
 
         Raises:
             Unavailable: the database is away.

@@ -87,3 +87,33 @@ def test_weights_are_set_shown_and_forgotten(
     assert admin.put(path, content=nan, headers=json).status_code == 422
     missing = admin.put(path, json={"tenant": tenant, "model_id": "no/such", "weight": 1})
     assert (missing.status_code, missing.json()["code"]) == (404, "not_found")
+
+
+def test_a_place_follows_from_the_shares_of_the_tenants(
+    api: Api, admin: httpx.Client, version: Version
+) -> None:
+    body = {"model_id": version.model_id, "input": {"digit": 1}}
+    key = {"name": "b", "tenant": (tenant := unique("t")), "scopes": ["jobs:read", "jobs:write"]}
+    token = admin.post("/api/keys", json=key).json()["key"]
+    flood = admin.post("/api/jobs/batch", json={"jobs": [body] * 20}).json()["jobs"]
+    assert [j["queue_position"] for j in flood] == list(range(1, 21))
+
+    def submit(client: httpx.Client) -> tuple[str, int]:
+        made = client.post("/api/jobs", json=body).json()
+        return made["job_id"], made["queue_position"]
+
+    with api.client(token) as other:
+        first, place = submit(other)
+        assert place == 2  # the flood's first, and not all of it
+        assert submit(other)[1] == 4
+        # The flood's next waits for both of the other tenant as well.
+        assert submit(admin)[1] == 23
+        assert other.get(f"/api/jobs/{first}").json()["queue_position"] == 2
+        assert admin.get(f"/api/jobs/{flood[19]['job_id']}").json()["queue_position"] == 22
+        weight = {"tenant": tenant, "model_id": version.model_id, "weight": 2}
+        assert admin.put("/api/queue/weights", json=weight).status_code == 200
+        # The third stands at 1 on its tenant's clock now: two of the flood's go before it.
+        assert submit(other)[1] == 5
+        params = {"tenant": tenant, "model_id": version.model_id}
+        assert admin.delete("/api/queue/weights", params=params).status_code == 204
+        assert submit(other)[1] == 8

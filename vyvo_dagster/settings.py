@@ -125,6 +125,12 @@ class Settings(BaseSettings):
     terraform_seconds: int = Field(
         default=1800, gt=0, description="What one command of it may take."
     )
+    scaler_webhook_url: str | None = Field(
+        default=None, description="Where node pools of the kind webhook are told of."
+    )
+    scaler_webhook_secret: SecretStr | None = Field(
+        default=None, description="whsec_ and base64; signs what is sent there."
+    )
     artifact_ttl_seconds: int = Field(
         default=7 * 86400, gt=0, description="Life of an artifact in its bucket."
     )

@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 
 from vyvo_dagster.domain.pool import ScalerKind
+from vyvo_dagster.errors import InvalidInput
 from vyvo_dagster.scaling.base import Scaler
 from vyvo_dagster.scaling.local import LocalScaler
 from vyvo_dagster.scaling.terraform import TerraformScaler
+from vyvo_dagster.scaling.webhook import WebhookScaler
 from vyvo_dagster.settings import Settings
 
 __all__ = ["make_scalers"]
@@ -16,6 +18,9 @@ def make_scalers(settings: Settings, environment: Mapping[str, str]) -> dict[Sca
 
     Args:
         environment: of this process; what the scalers start inherits it but for our settings.
+
+    Raises:
+        InvalidInput: the settings of the webhook cannot be used.
     """
     found: dict[ScalerKind, Scaler] = {}
     token = settings.join_token
@@ -43,4 +48,11 @@ def make_scalers(settings: Settings, environment: Mapping[str, str]) -> dict[Sca
             },
             seconds=settings.terraform_seconds,
         )  # fmt: skip
+    url, secret = settings.scaler_webhook_url, settings.scaler_webhook_secret
+    if (url is None) != (secret is None):
+        raise InvalidInput("set VYVO_SCALER_WEBHOOK_URL and VYVO_SCALER_WEBHOOK_SECRET together")
+    if url is not None and secret is not None:
+        found[ScalerKind.WEBHOOK] = WebhookScaler(
+            url, secret.get_secret_value(), api_url=settings.api_url
+        )
     return found

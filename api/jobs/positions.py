@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from vyvo_dagster.domain.fairness import Weighing, place
+from vyvo_dagster.domain.fairness import Rivals, Weighing, place, rivals
 from vyvo_dagster.domain.job import Priority
 from vyvo_dagster.store.submissions import Depths, NewJob
 
@@ -71,6 +71,7 @@ def _places(
     jobs: Sequence[NewJob], waiting: Mapping[str, _Counts], weighing: Weighing
 ) -> list[int]:
     coming = Counter((job.model_id, job.version, job.priority) for job in jobs)
+    others: dict[tuple[str, str, Priority], Rivals] = {}
     places: list[int] = []
     for job in jobs:
         model_id, version = job.model_id, job.version
@@ -81,8 +82,14 @@ def _places(
             for p in _URGENCY[job.priority]
         )
         tenants = counts[version, job.priority]
-        places.append(
-            place(urgent, tenants[job.tenant], job.tenant, tenants, weighing.of(model_id))
-        )
+        weight = weighing.weight(job.tenant, model_id)
+        key = model_id, version, job.priority
+        if key not in others:
+            others[key] = rivals(tenants, weighing.of(model_id))
+        ahead = tenants[job.tenant]
+        if ahead:
+            others[key][weight, ahead] -= 1
+        places.append(place(urgent, ahead, weight, others[key]))
         tenants[job.tenant] += 1
+        others[key][weight, ahead + 1] += 1
     return places

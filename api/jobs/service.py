@@ -7,7 +7,7 @@ from api.auth import Principal
 from api.context import Context
 from api.jobs.schemas import JobView, job_view
 from vyvo_dagster.dispatch.requeue import announce
-from vyvo_dagster.domain.fairness import Weighing, place
+from vyvo_dagster.domain.fairness import Weighing, place, rivals
 from vyvo_dagster.domain.job import JOB, JobState, Priority
 from vyvo_dagster.errors import IllegalTransition, NotFound
 from vyvo_dagster.protocol.job import CancelOrder, OrderKind
@@ -43,7 +43,8 @@ async def position_of(store: Store, job: Job) -> int:
     ahead = await store.jobs.ahead(job)
     shares = await store.shares.all() if ahead.others else ()
     weighing = Weighing({(s.tenant, s.model_id): s.weight for s in shares})
-    return place(ahead.urgent, ahead.own, job.tenant, ahead.others, weighing.of(job.model_id))
+    weight = weighing.of(job.model_id)
+    return place(ahead.urgent, ahead.own, weight(job.tenant), rivals(ahead.others, weight))
 
 
 async def set_priority(

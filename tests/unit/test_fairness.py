@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vyvo_dagster.domain.fairness import AGING, OWED_EVERY, Backlog, Share, place
+from vyvo_dagster.domain.fairness import AGING, OWED_EVERY, Backlog, Share, place, rivals
 from vyvo_dagster.domain.job import Priority
 
 START = 1_800_000_000_000
@@ -194,7 +194,7 @@ def test_a_place_is_the_turn_at_which_the_job_is_served(
     first = [Backlog("z", INTERACTIVE, urgent, START)]
     order = Share().take([*first, *others, own], 1000, START + 2, lambda t: weighs.get(t, 1.0))
     mine = [n for n, (tenant, _) in enumerate(order, 1) if tenant == "a"]
-    assert place(urgent, ahead, "a", counts, weighs.__getitem__) == mine[ahead]
+    assert place(urgent, ahead, weighs["a"], rivals(counts, weighs.__getitem__)) == mine[ahead]
 
 
 @given(
@@ -204,6 +204,7 @@ def test_a_place_is_the_turn_at_which_the_job_is_served(
 def test_a_later_job_never_has_an_earlier_place(
     counts: dict[str, int], ahead: int, weighs: dict[str, float]
 ) -> None:
-    places = [place(0, n, "a", counts, weighs.__getitem__) for n in range(ahead + 2)]
+    others = rivals(counts, weighs.__getitem__)
+    places = [place(0, n, weighs["a"], others) for n in range(ahead + 2)]
     assert places == sorted(set(places))
     assert ahead + 2 <= places[-1] <= ahead + 2 + sum(counts.values())

@@ -13,6 +13,7 @@ job nothing: it has the next free slot, or the one after it.
 
 import heapq
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,7 +21,7 @@ from typing import Final
 
 from vyvo_dagster.domain.job import Priority
 
-__all__ = ["AGING", "OWED_EVERY", "Backlog", "Share", "Weighing", "place"]
+__all__ = ["AGING", "OWED_EVERY", "Backlog", "Rivals", "Share", "Weighing", "place", "rivals"]
 
 AGING: Final = timedelta(seconds=120)
 """Waiting after which a class is owed a part of the slots."""
@@ -163,9 +164,19 @@ class Share:
         return chosen
 
 
-def place(
-    urgent: int, ahead: int, tenant: str, others: Mapping[str, int], weight: Callable[[str], float]
-) -> int:
+Rivals = Counter[tuple[float, int]]
+"""How many tenants of one class have this weight and so many jobs that wait."""
+
+
+def rivals(waiting: Mapping[str, int], weight: Callable[[str], float]) -> Rivals:
+    """The tenants with jobs that wait, told apart by weight and number only.
+
+    There are few of these pairs however many the tenants are, which keeps `place` cheap.
+    """
+    return Counter((weight(tenant), count) for tenant, count in waiting.items() if count > 0)
+
+
+def place(urgent: int, ahead: int, weight: float, others: Rivals) -> int:
     """The place in the order of service, from 1, of a job that waits.
 
     As `Share` would take them when every clock stands level and no class is overdue. A tie goes to
@@ -175,15 +186,13 @@ def place(
     Args:
         urgent: jobs of more urgent classes.
         ahead: jobs of the same tenant and class before this one.
-        tenant: the job's.
-        others: how many jobs of the same class wait, by tenant; the job's own tenant is ignored.
-        weight: a tenant's weight, above 0.
+        weight: its tenant's weight, above 0.
+        others: the other tenants of its class.
     """
     # Of a tenant with weight w the job that n precede starts at n / w on its clock.
-    start = ahead / weight(tenant) + _ROUNDING
+    start = ahead / weight + _ROUNDING
     before = sum(
-        min(count, math.floor(start * weight(other)) + 1)
-        for other, count in others.items()
-        if other != tenant
+        tenants * min(count, math.floor(start * other) + 1)
+        for (other, count), tenants in others.items()
     )
     return urgent + ahead + before + 1

@@ -2,6 +2,7 @@
 
 from resources.building import BuildingResource
 from resources.docker_hosts import DockerHostsResource
+from resources.json_values import JsonValues
 from resources.objects import ObjectsResource
 from resources.store import StoreResource
 from resources.streams import StreamsResource
@@ -9,6 +10,7 @@ from resources.streams import StreamsResource
 __all__ = [
     "BuildingResource",
     "DockerHostsResource",
+    "JsonValues",
     "ObjectsResource",
     "StoreResource",
     "StreamsResource",

@@ -87,14 +87,13 @@ class NodeHosts:
         except InvalidInput as error:
             raise ValueError(error.detail) from error
         assert request is not None, "only steps that are routed are placed"
-        views = [
-            _view(node, occupancy.get(node.name))
-            for node in self.nodes()
-            if self._host(node.name) is not None
-        ]
-        outcome = place(request, views)
+        nodes = self.nodes()
+        reached = [node for node in nodes if self._host(node.name) is not None]
+        outcome = place(request, [_view(node, occupancy.get(node.name)) for node in reached])
         if isinstance(outcome, Waiting):
-            return Unplaced(outcome.reason)
+            missing = sorted(node.name for node in nodes if node not in reached)
+            hint = f"; VYVO_HOSTS_ENGINES names no engine of {', '.join(missing[:8])}"
+            return Unplaced(outcome.reason + (hint if missing else ""))
         assert isinstance(outcome, Placed)
         host = self._host(outcome.host)
         assert host is not None

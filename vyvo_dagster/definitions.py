@@ -10,6 +10,7 @@ from ops import HOST_JOBS, MAINTENANCE_JOBS
 from resources import (
     BuildingResource,
     DockerHostsResource,
+    JsonValues,
     ObjectsResource,
     StoreResource,
     StreamsResource,
@@ -24,6 +25,13 @@ _settings = Settings()
 _s3 = S3Settings()
 _hosts = HostsSettings()
 _store = StoreResource(dsn=EnvVar("VYVO_POSTGRES_DSN"))
+_objects = ObjectsResource(
+    endpoint=_s3.endpoint,
+    access_key=EnvVar("VYVO_S3_ACCESS_KEY"),
+    secret_key=EnvVar("VYVO_S3_SECRET_KEY"),
+    region=_s3.region,
+    bucket_prefix=_s3.bucket_prefix,
+)
 
 defs = Definitions(
     assets=ASSETS,
@@ -36,13 +44,8 @@ defs = Definitions(
         "store": _store,
         "docker_hosts": DockerHostsResource.of(_store, _hosts),
         "streams": StreamsResource(url=EnvVar("VYVO_REDIS_URL")),
-        "objects": ObjectsResource(
-            endpoint=_s3.endpoint,
-            access_key=EnvVar("VYVO_S3_ACCESS_KEY"),
-            secret_key=EnvVar("VYVO_S3_SECRET_KEY"),
-            region=_s3.region,
-            bucket_prefix=_s3.bucket_prefix,
-        ),
+        "objects": _objects,
+        "json_values": JsonValues(objects=_objects),
         "building": BuildingResource(
             data_dir=str(_settings.data_dir.resolve()),
             registry=_settings.registry,

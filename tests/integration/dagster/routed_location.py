@@ -19,10 +19,10 @@ from dagster import (
 )
 
 from ops import run_in_runner
-from resources import DockerHostsResource, StoreResource
+from resources import DockerHostsResource, JsonValues, ObjectsResource, StoreResource
 from resources.docker_hosts import hosts_executor
 from vyvo_dagster.execution.names import gpu_pool
-from vyvo_dagster.settings import HostsSettings
+from vyvo_dagster.settings import HostsSettings, S3Settings
 
 # The test waits for what ops say; none of them outlives it.
 LONG = 600.0
@@ -170,6 +170,28 @@ def gpu() -> None:
     on_a_gpu()
 
 
+@op(tags={"vyvo/host": "host2"}, out=Out(io_manager_key="json_values"))
+def gives() -> dict[str, object]:
+    return {"from": os.getpid(), "pi": [3, 1.4, None, "é"]}
+
+
+@op(tags={"vyvo/host": "default"}, out=Out(io_manager_key="json_values"))
+def hands_on(context: OpExecutionContext, value: dict[str, object]) -> dict[str, object]:
+    where(context)
+    return {**value, "by": "default"}
+
+
+@op(out=DONE)
+def takes(context: OpExecutionContext, value: dict[str, object]) -> None:
+    where(context)
+    context.log.info("took %s", value)
+
+
+@job
+def values() -> None:
+    takes(hands_on(gives()))
+
+
 def hold(context: OpExecutionContext) -> None:
     context.log.info("gpu=%s from=%f", os.environ["NVIDIA_VISIBLE_DEVICES"], time.time())
     time.sleep(3.0)
@@ -204,6 +226,15 @@ def pooled() -> None:
 
 _store = StoreResource(dsn=EnvVar("VYVO_POSTGRES_DSN"))
 
+_s3 = S3Settings()
+_objects = ObjectsResource(
+    endpoint=_s3.endpoint,
+    access_key=_s3.access_key,
+    secret_key=_s3.secret_key.get_secret_value(),
+    region=_s3.region,
+    bucket_prefix=_s3.bucket_prefix,
+)
+
 defs = Definitions(
     jobs=[
         three_hosts,
@@ -215,11 +246,13 @@ defs = Definitions(
         gpu,
         gpus,
         pooled,
+        values,
         run_in_runner,
     ],
     executor=hosts_executor(HostsSettings()),
     resources={
         "store": _store,
+        "json_values": JsonValues(objects=_objects),
         "docker_hosts": DockerHostsResource.of(_store, HostsSettings()),
     },
 )

@@ -32,6 +32,14 @@ def test_each_op_runs_in_the_engine_that_its_tag_asks_for(routed: World) -> None
     assert routed.containers(run_id) == {}
 
 
+def test_ops_hand_values_from_host_to_host_and_back(routed: World) -> None:
+    run_id = routed.launch("values")
+    assert routed.ended(run_id) is DagsterRunStatus.SUCCESS, routed.said(run_id)
+    assert routed.where(run_id, "hands_on")[0] is not None
+    assert routed.where(run_id, "takes")[0] is None
+    assert routed.told(run_id, "takes", r"took .*'pi': \[3, 1\.4, None, 'é'\], 'by': 'default'")
+
+
 def test_an_op_that_no_node_matches_waits_says_which_tag_and_is_placed_later(routed: World) -> None:
     run_id = routed.launch("waiting")
     until(lambda: routed.told(run_id, "on_late", "no node matches vyvo/host=late"), what="a word")

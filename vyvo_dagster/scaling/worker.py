@@ -190,8 +190,11 @@ class PoolWorker:
         self, operation: Operation, pool: Pool, say: Callable[[str], None], drained: list[str]
     ) -> None:
         scaler = self._scalers[pool.scaler]
+        # What an earlier worker drained for this operation is given back with the rest if it fails.
+        drained.extend(operation.plan.get("drain", ()))
         async with self._database.transaction() as store:
-            made = change(pool.name, await store.pools.members(pool), operation.size)
+            members = await store.pools.members(pool)
+        made = change(pool.name, members, operation.size)
         task = Task(operation.id, pool.name, pool.config, made, operation.dry_run, say)
         plan = await scaler.plan(task)
         told = {"keep": made.keep, "add": made.add, "remove": made.remove, **plan}
@@ -199,8 +202,11 @@ class PoolWorker:
             await self._advance(operation, OperationState.PLANNING, plan=told)
             return
         if made.remove:
+            open_ones = {m.name for m in members if not m.cordoned} & set(made.remove)
+            drained[:] = sorted(open_ones.union(drained))
+            told["drain"] = list(drained)
             await self._advance(operation, OperationState.DRAINING, plan=told)
-            await self._drain(pool, made.remove, say, drained)
+            await self._drain(pool, made.remove, say)
         await self._advance(operation, OperationState.APPLYING, plan=told)
         # A name that is used again may be that of a node that was drained.
         await self._flags(made.add, pool, leave=False)
@@ -208,6 +214,8 @@ class PoolWorker:
         await self._advance(operation, OperationState.JOINING)
         async with self._database.transaction() as store:
             await store.pools.set_members(pool.id, made.names)
+        drained[:] = set(drained) - set(made.remove)
+        await self._flags(drained, pool, leave=False)
         drained.clear()
         await self._joined(pool, made, say)
 
@@ -229,11 +237,9 @@ class PoolWorker:
                 error=None if detail is None else detail.replace("\0", "\ufffd")[:_LINE_CHARS],
             )  # fmt: skip
 
-    async def _drain(
-        self, pool: Pool, names: Sequence[str], say: Callable[[str], None], drained: list[str]
-    ) -> None:
+    async def _drain(self, pool: Pool, names: Sequence[str], say: Callable[[str], None]) -> None:
         """Cordon nodes and wait until none of them runs anything."""
-        ids = await self._flags(names, pool, leave=True, changed=drained)
+        ids = await self._flags(names, pool, leave=True)
         deadline = asyncio.get_running_loop().time() + pool.drain_seconds
         told = ""
         while True:
@@ -253,27 +259,20 @@ class PoolWorker:
                 raise ScalingFailed(f"not drained within {pool.drain_seconds} s: {now}")
             await asyncio.sleep(0.5)
 
-    async def _flags(
-        self, names: Sequence[str], pool: Pool, *, leave: bool, changed: list[str] | None = None
-    ) -> dict[str, UUID]:
-        """Cordon and drain nodes that leave, or take that back; the ids of those that are known.
-
-        Those that were otherwise before are added to `changed`.
-        """
+    async def _flags(self, names: Sequence[str], pool: Pool, *, leave: bool) -> dict[str, UUID]:
+        """Cordon and drain nodes that leave, or take that back; the ids of those that are known."""
         if not names:
             return {}
         kind = NodeEventKind.DRAINING if leave else NodeEventKind.UNCORDONED
         async with self._database.transaction() as store:
             ids = await store.pools.node_ids(names)
-            for name, node_id in ids.items():
+            for node_id in ids.values():
                 node = await store.nodes.get(node_id)
                 if node is not None and (node.cordoned, node.draining) != (leave, leave):
                     await store.nodes.set_flags(node_id, cordoned=leave, draining=leave)
                     await store.nodes.add_event(
                         id=uuid7(), node_id=node_id, kind=kind, detail={"by": f"pool {pool.name}"}
                     )
-                    if changed is not None:
-                        changed.append(name)
         self._placed()
         return ids
 

@@ -114,13 +114,10 @@ def test_an_operation_goes_on_after_the_api_was_killed_in_the_middle(
     assert [(m["name"], m["ready"]) for m in listed] == [(f"{pool}-1", True), (f"{pool}-2", True)]
 
 
-async def test_the_idle_node_leaves_and_a_busy_one_is_drained_first(
-    own: OwnApi, pool: str, version: Version, database: Database
-) -> None:
-    put(own, pool, drain_seconds=2)
-    scaled(own, pool, 2)
+async def occupy(own: OwnApi, name: str, version: Version, database: Database) -> tuple[str, UUID]:
+    """Give a node a job that does not end by itself; the node's id, and the job's."""
     nodes = {n["name"]: n for n in own.client.get("/api/nodes?limit=200").json()["items"]}
-    busy = nodes[f"{pool}-2"]["id"]
+    busy = nodes[name]["id"]
     ask = {"model_id": version.model_id, "version_id": version.name}
     assigned = own.client.post(f"/api/nodes/{busy}/assign", json=ask).json()
     sent = own.client.post("/api/jobs", json={"model_id": version.model_id, "input": {"digit": 1}})
@@ -128,6 +125,45 @@ async def test_the_idle_node_leaves_and_a_busy_one_is_drained_first(
     async with database.transaction() as store:
         placed = [Dispatch(UUID(sent.json()["job_id"]), UUID(busy), UUID(assigned["id"]))]
         (order,) = await store.dispatches.claim(placed, timedelta(seconds=60))
+    return busy, order.job_id
+
+
+def end_job(own: OwnApi, pool: str, node: str, job: UUID) -> None:
+    stored = own.root / "pools" / pool / node / "credential.json"
+    header = {"Authorization": f"Bearer {json.loads(stored.read_text())['credential']}"}
+    report = {"attempt": 1, "status": "failed", "error": {"code": "x", "message": "y"}}
+    told = own.client.post(f"/api/jobs/{job}/complete", json=report, headers=header)
+    assert told.status_code == 200, told.text
+
+
+async def test_a_drain_that_fails_after_a_restart_of_the_api_gives_the_node_back(
+    own: OwnApi, pool: str, version: Version, database: Database
+) -> None:
+    put(own, pool, drain_seconds=4)
+    scaled(own, pool, 1)
+    busy, job = await occupy(own, f"{pool}-1", version, database)
+    asked = scale(own, pool, 0)
+    until(lambda: own.client.get(f"/api/nodes/{busy}").json()["draining"])
+    own.stop(signal.SIGTERM)
+    own.start()
+    failed = ended(own, pool, asked["id"])
+    assert failed["error"] == f"not drained within 4 s: {pool}-1 runs 1"
+    assert failed["plan"]["drain"] == [f"{pool}-1"]
+    assert own.client.get(f"/api/nodes/{busy}").json()["schedulable"] is True
+    # A node that a person cordoned stays so.
+    own.client.post(f"/api/nodes/{busy}/cordon")
+    failed = ended(own, pool, scale(own, pool, 0)["id"])
+    assert (failed["status"], failed["plan"]["drain"]) == ("failed", [])
+    assert own.client.get(f"/api/nodes/{busy}").json()["cordoned"] is True
+    end_job(own, pool, f"{pool}-1", job)
+
+
+async def test_the_idle_node_leaves_and_a_busy_one_is_drained_first(
+    own: OwnApi, pool: str, version: Version, database: Database
+) -> None:
+    put(own, pool, drain_seconds=2)
+    scaled(own, pool, 2)
+    busy, job = await occupy(own, f"{pool}-2", version, database)
     done = scaled(own, pool, 1)
     assert done["plan"]["remove"] == [f"{pool}-1"]
     # The last one runs a job that does not end: it is not taken away, and takes jobs again.
@@ -141,11 +177,7 @@ async def test_the_idle_node_leaves_and_a_busy_one_is_drained_first(
     asked = scale(own, pool, 0)
     until(lambda: f"{pool}-2 runs 1" in operation(own, pool, asked["id"])["log"])
     assert operation(own, pool, asked["id"])["status"] == "draining"
-    stored = own.root / "pools" / pool / f"{pool}-2" / "credential.json"
-    node = {"Authorization": f"Bearer {json.loads(stored.read_text())['credential']}"}
-    report = {"attempt": 1, "status": "failed", "error": {"code": "x", "message": "y"}}
-    told = own.client.post(f"/api/jobs/{order.job_id}/complete", json=report, headers=node)
-    assert told.status_code == 200, told.text
+    end_job(own, pool, f"{pool}-2", job)
     assert ended(own, pool, asked["id"])["status"] == "succeeded"
 
 

@@ -4,7 +4,8 @@ import base64
 
 import pytest
 
-from vyvo_dagster.agent.uploads import clean, data_uris_in, decode_data_uri, modality_of
+from vyvo_dagster.agent.texts import clean
+from vyvo_dagster.agent.uploads import data_uris_in, decode_data_uri, modality_of
 from vyvo_dagster.domain.model import Modality
 
 
@@ -20,6 +21,7 @@ from vyvo_dagster.domain.model import Modality
         ("data:text/plain;charset=utf-8;base64,aGk=", ("text/plain", b"hi")),
         ("data:image/svg+xml,%3Csvg/%3E", ("image/svg+xml", b"<svg/>")),
         ("data:image/png;base64,not base64!", None),
+        ("data:image/png;base64,caf\u00e9", None),
         ("data: is what we need", None),
         ("database: x", None),
     ],

@@ -10,6 +10,7 @@ from typing import Final, Protocol
 
 from vyvo_dagster.agent.runners.base import Launcher, RunnerSpec
 from vyvo_dagster.agent.serving import Ended, Loaded, NotServing, ServingLimits, serve
+from vyvo_dagster.agent.texts import clean
 from vyvo_dagster.domain.node import AssignmentState
 from vyvo_dagster.errors import RunnerFailed, Unavailable, VyvoError
 from vyvo_dagster.protocol.node import DesiredAssignment, ObservedAssignment
@@ -234,7 +235,7 @@ class Assignment:
             await self._state_changed.wait()
 
     def _set(self, state: AssignmentState, detail: str | None = None) -> None:
-        shown = None if detail is None else detail.replace("\0", " ")[:_DETAIL_CHARS]
+        shown = None if detail is None else clean(detail)[:_DETAIL_CHARS]
         if (state, shown) == (self.state, self.detail):
             return
         level = logging.WARNING if state is AssignmentState.FAILED else logging.INFO

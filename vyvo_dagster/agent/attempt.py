@@ -23,7 +23,8 @@ from vyvo_dagster.agent.cog_client import (
 from vyvo_dagster.agent.progress import ProgressReporter
 from vyvo_dagster.agent.reports import Reports
 from vyvo_dagster.agent.serving import Loaded, NotServing
-from vyvo_dagster.agent.uploads import ArtifactInvalid, Uploader, clean
+from vyvo_dagster.agent.texts import clean
+from vyvo_dagster.agent.uploads import ArtifactInvalid, Uploader
 from vyvo_dagster.concurrency import cancel_all
 from vyvo_dagster.domain.artifact import artifacts_in
 from vyvo_dagster.domain.job import PREDICTION_FAILED, prediction_id
@@ -137,6 +138,13 @@ class Attempt:
 
     async def _work(self) -> CompletionReport:
         try:
+            return await self._worked()
+        except Exception as error:  # noqa: BLE001 - one job must not end the agent
+            _log.exception("job %s attempt %d", self.order.job_id, self.order.attempt)
+            return self._report(AttemptStatus.FAILED, error=("internal", repr(error)))
+
+    async def _worked(self) -> CompletionReport:
+        try:
             assignment = await self._node.find(self.order.assignment_id)
             if assignment is None:
                 raise NotServing(f"assignment {self.order.assignment_id} is not on this node")
@@ -148,9 +156,9 @@ class Attempt:
             return self._report(AttemptStatus.FAILED, error=("runner_unreachable", error.detail))
         except VyvoError as error:
             return self._report(AttemptStatus.FAILED, error=(error.code, error.detail))
-        except Exception as error:  # noqa: BLE001 - one job must not end the agent
-            _log.exception("job %s attempt %d", self.order.job_id, self.order.attempt)
-            return self._report(AttemptStatus.FAILED, error=("internal", repr(error)))
+        except RecursionError:
+            said = "the output is nested too deep"
+            return self._report(AttemptStatus.FAILED, error=(PREDICTION_FAILED, said))
 
     async def _predicted(self, assignment: Assignment) -> Prediction:
         order = self.order
@@ -223,11 +231,8 @@ class Attempt:
         began = time.monotonic()
         self._uploading = True
         uploader, order = self._node.uploader, self.order
-        output = clean(
-            await _stored(
-                lambda: uploader.externalize(prediction.output, order.job_id, order.attempt)
-            )
-        )
+        given = clean(prediction.output)
+        output = await _stored(lambda: uploader.externalize(given, order.job_id, order.attempt))
         if prediction.size_bytes > _REPORT_BYTES:
             _check_size(output)
         artifacts = _artifacts(output)

@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol, Self
 
 import httpx
 
+from vyvo_dagster.agent.texts import clean
 from vyvo_dagster.errors import RunnerFailed, Unavailable
 from vyvo_dagster.protocol.sse import Decoder, ServerSentEvent
 
@@ -151,14 +152,16 @@ class CogClient:
                 body: Any = json.loads(await _read(answer, _HEALTH_BYTES))
         except httpx.HTTPError as error:
             raise _unreachable(error) from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RunnerFailed("the runner's health check is no JSON") from error
         members: Mapping[str, Any] = body if isinstance(body, dict) else {}
         setup = members.get("setup")
         logs = setup.get("logs") if isinstance(setup, dict) else None
         status = str(members.get("status"))
         known = status in HealthStatus.__members__
-        return Health(HealthStatus(status) if known else HealthStatus.UNKNOWN, str(logs or ""))
+        return Health(
+            HealthStatus(status) if known else HealthStatus.UNKNOWN, clean(str(logs or ""))
+        )
 
     async def predict(
         self,
@@ -321,9 +324,13 @@ def _progress(value: Any, tell: Callable[[float], None]) -> None:
 def _json(text: str | bytes) -> Mapping[str, Any]:
     try:
         data: Any = json.loads(text)
+        # An output may be large, and is cleaned once, by who keeps it.
+        members = data.items() if isinstance(data, dict) else ()
+        return {key: value if key == "output" else clean(value) for key, value in members}
     except ValueError as error:
         raise RunnerFailed("the runner sent what is no JSON") from error
-    return data if isinstance(data, dict) else {}
+    except RecursionError as error:
+        raise RunnerFailed("the runner sent JSON that is nested too deep") from error
 
 
 def _unreachable(error: httpx.HTTPError) -> Unavailable:

@@ -8,6 +8,7 @@ from typing import Final
 from uuid import UUID
 
 from vyvo_dagster.agent.reports import Answer, Reports
+from vyvo_dagster.agent.texts import clean
 from vyvo_dagster.errors import NotFound, StaleAttempt, VyvoError
 from vyvo_dagster.protocol.job import ProgressReport, ReportItem
 
@@ -68,7 +69,7 @@ class ProgressReporter:
 
     def on_log(self, text: str) -> None:
         """Note lines that the predictor wrote."""
-        for line in text.replace("\0", "\ufffd").splitlines():
+        for line in clean(text).splitlines():
             if len(self._lines) >= _LINES_KEPT:
                 self._lines.popleft()
                 self._dropped += 1

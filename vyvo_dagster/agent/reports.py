@@ -17,6 +17,7 @@ from vyvo_dagster.agent.control_plane import ControlPlane, problem_error
 from vyvo_dagster.errors import (
     Conflict,
     Forbidden,
+    InvalidInput,
     NotFound,
     Unauthenticated,
     Unavailable,
@@ -57,9 +58,16 @@ class Reports:
         self._batches = True
 
     def put(self, item: ReportItem) -> asyncio.Future[Answer]:
-        """Queue a report behind those before it; a canceled answer takes it back if it has not gone."""
-        body = item.model_dump_json(exclude_none=True, exclude_defaults=True).encode()
+        """Queue a report behind those before it; a canceled answer takes it back if it has not gone.
+
+        One that has no JSON text (an output nested too deep) is answered InvalidInput at once.
+        """
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        try:
+            body = item.model_dump_json(exclude_none=True, exclude_defaults=True).encode()
+        except ValueError as error:
+            answer.set_result(InvalidInput(f"the report cannot be written as JSON: {error}"[:500]))
+            return answer
         self._queue.append(_Queued(item, body, answer))
         self._due.set()
         return answer

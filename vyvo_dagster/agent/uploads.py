@@ -6,7 +6,6 @@ uploaded here, into the bucket of their MIME type, and replaced by the artifact 
 
 import asyncio
 import base64
-import binascii
 import hashlib
 import mimetypes
 import re
@@ -24,7 +23,7 @@ from vyvo_dagster.errors import NotFound, RunnerFailed
 from vyvo_dagster.objects import ObjectStore, parse_s3_uri
 from vyvo_dagster.protocol.job import Artifact
 
-__all__ = ["ArtifactInvalid", "Uploader", "clean", "data_uris_in", "decode_data_uri", "modality_of"]
+__all__ = ["ArtifactInvalid", "Uploader", "data_uris_in", "decode_data_uri", "modality_of"]
 
 # Mediatype without parameters we use, `;base64`, data. Case-insensitive scheme, as RFC 3986 asks.
 _DATA = re.compile(
@@ -161,7 +160,8 @@ def decode_data_uri(uri: str) -> tuple[str, bytes] | None:
         return mime, unquote_to_bytes(found["data"])
     try:
         return mime, base64.b64decode(found["data"], validate=True)
-    except binascii.Error:
+    except ValueError:
+        # Also what is not ASCII, for which it has no error of its own.
         return None
 
 
@@ -174,17 +174,6 @@ def data_uris_in(output: Any) -> list[str]:
     if isinstance(output, list):
         return [uri for value in output for uri in data_uris_in(value)]
     return []
-
-
-def clean(value: Any) -> Any:
-    """`value` with every NUL replaced: PostgreSQL stores none, in text or in JSON."""
-    if isinstance(value, str):
-        return value.replace("\0", "\ufffd")
-    if isinstance(value, dict):
-        return {clean(key): clean(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [clean(inner) for inner in value]
-    return value
 
 
 def _replaced(output: Any, shapes: dict[str, Any]) -> Any:

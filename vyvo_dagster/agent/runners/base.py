@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol, Self
 from uuid import UUID
 
 from vyvo_dagster.agent.cog_client import Health, HealthStatus, Listener, Prediction
+from vyvo_dagster.agent.texts import clean
 from vyvo_dagster.errors import RunnerFailed, Unavailable
 
 __all__ = ["Launcher", "Runner", "RunnerClient", "RunnerSpec", "log_text", "until_serving"]
@@ -162,10 +163,10 @@ def log_text(raw: bytes) -> str:
             message = str(record["fields"]["message"])
             if "source" not in record["fields"] and record.get("target") == _PREDICTION_NOTES:
                 continue
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             message = line
             if not lines and '"target":"coglet' in line:
                 continue
         if message.strip():
             lines.append(message.rstrip())
-    return "\n".join(lines)[-_TAIL_CHARS:]
+    return clean("\n".join(lines))[-_TAIL_CHARS:]

@@ -91,6 +91,8 @@ class Submitted:
 # A quota is counted and not locked: two groups at a time may together go over it by one group.
 # A key is claimed only with its job, so that one which fails leaves nothing behind; a claim waits
 # for that of a concurrent repeat, and keys are claimed in order so that two groups do not deadlock.
+# Its row is looked up by a subquery that cannot become a join, since a plan made while the table
+# was small would read all of it when it is large.
 # A version is checked where the row is made: a cache may not have heard yet that it was retired.
 _SUBMIT: Final[LiteralString] = """
 with given as (
@@ -101,7 +103,8 @@ with given as (
   select * from jsonb_to_recordset(%(claims)s::jsonb) as c (id uuid, tenant text, key text,
     route text, request_sha256 text, answer jsonb)
 ), repeated as (
-  select a.id from asked a join idempotency_keys k on k.tenant = a.tenant and k.key = a.key
+  select a.id from asked a where
+    (select true from idempotency_keys k where k.tenant = a.tenant and k.key = a.key limit 1)
 ), dropped as (
   delete from outbox where id = any(%(done)s::bigint[])
 ), waiting as (

@@ -26,6 +26,7 @@ __all__ = ["PoolWorker"]
 log = logging.getLogger(__name__)
 
 _AT_ONCE: Final = 8
+_PRESENT: Final = frozenset({NodeState.READY, NodeState.SUSPECT})
 _LOG_CHARS: Final = 256 * 1024
 _LINE_CHARS: Final = 4096
 _RETURN_SECONDS: Final = 5.0
@@ -214,6 +215,9 @@ class PoolWorker:
         await self._advance(operation, OperationState.JOINING)
         async with self._database.transaction() as store:
             await store.pools.set_members(pool.id, made.names)
+            # Not ready until it joins again: a new machine of that name is not taken for joined.
+            for node_id in (await store.pools.node_ids(made.remove)).values():
+                await store.nodes.set_state(node_id, _PRESENT, NodeState.JOINING)
         drained[:] = set(drained) - set(made.remove)
         await self._flags(drained, pool, leave=False)
         drained.clear()

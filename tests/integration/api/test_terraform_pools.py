@@ -94,6 +94,7 @@ def test_machines_are_made_join_and_are_removed(own: OwnApi, pool: Module) -> No
     assert pool.state() == [one, two]
     events = own.client.get(f"/api/nodes/{node['id']}/events").json()["items"]
     assert events[0]["kind"] == "draining"
+    assert own.client.get(f"/api/nodes/{node['id']}").json()["state"] == "joining"
     files = sorted(p.name for p in (own.root / "terraform" / pool.name).iterdir())
     assert files == ["data", "pool.tfvars.json"]
     given = json.loads((own.root / "terraform" / pool.name / "pool.tfvars.json").read_text())

@@ -14,7 +14,7 @@ from api.idempotency import Once, once
 from api.jobs import service
 from api.jobs.schemas import JobAccepted
 from vyvo_dagster.dispatch.requeue import announce
-from vyvo_dagster.domain.job import DEFAULT_TTL, JOB, JobState, Priority
+from vyvo_dagster.domain.job import DEFAULT_TTL, JobState, Priority
 from vyvo_dagster.domain.model import VersionState
 from vyvo_dagster.errors import Conflict, IllegalTransition
 from vyvo_dagster.store.database import Store
@@ -100,7 +100,8 @@ async def requeue(
 async def _requeued(
     store: Store, context: Context, principal: Principal, job_id: UUID, body: Requeue
 ) -> Job:
-    job = await service.find(store, principal, job_id)
+    # Locked: what is said of it below must hold for what was tried.
+    job = await service.find(store, principal, job_id, lock=True)
     version = await store.models.version(job.model_id, job.version)
     if version is None or version.state not in (VersionState.READY, VersionState.ACTIVE):
         state = "gone" if version is None else version.state
@@ -112,9 +113,7 @@ async def _requeued(
         job_id, attempts=context.settings.max_attempts, wait=wait, priority=body.priority
     )
     if again is None:
-        now = await service.find(store, principal, job_id)
-        why = "has succeeded" if now.state is JobState.SUCCEEDED else f"is {now.state}"
-        assert now.state not in JOB.terminal or now.state is JobState.SUCCEEDED
+        why = "has succeeded" if job.state is JobState.SUCCEEDED else f"is {job.state}"
         raise IllegalTransition(
             f"the job {why}; only one that has failed, expired or been canceled is queued again"
         )

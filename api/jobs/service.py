@@ -8,7 +8,7 @@ from api.context import Context
 from api.jobs.schemas import JobView, job_view
 from vyvo_dagster.dispatch.requeue import announce
 from vyvo_dagster.domain.fairness import Weighing, place, rivals
-from vyvo_dagster.domain.job import JOB, JobState, Priority
+from vyvo_dagster.domain.job import JobState, Priority
 from vyvo_dagster.errors import IllegalTransition, NotFound
 from vyvo_dagster.protocol.job import CancelOrder, OrderKind
 from vyvo_dagster.store.database import Store
@@ -18,9 +18,9 @@ from vyvo_dagster.streams import keys
 __all__ = ["cancel", "find", "position_of", "set_priority", "view"]
 
 
-async def find(store: Store, principal: Principal, job_id: UUID) -> Job:
-    """A job that the principal may see, else NotFound."""
-    job = await store.jobs.get(job_id, principal.sees)
+async def find(store: Store, principal: Principal, job_id: UUID, *, lock: bool = False) -> Job:
+    """A job that the principal may see, else NotFound; with `lock` it stays so until the commit."""
+    job = await store.jobs.get(job_id, principal.sees, lock=lock)
     if job is None:
         raise NotFound("no such job")
     return job
@@ -77,7 +77,8 @@ async def cancel(context: Context, principal: Principal, job_id: UUID) -> JobVie
     """
     ended: list[Job] = []
     async with context.database.transaction() as store:
-        job = await find(store, principal, job_id)
+        # Locked: one that is dispatched or queued again between the tries would slip through both.
+        job = await find(store, principal, job_id, lock=True)
         canceled = await store.jobs.cancel_queued(job_id)
         if canceled is not None:
             job = canceled
@@ -87,12 +88,10 @@ async def cancel(context: Context, principal: Principal, job_id: UUID) -> JobVie
             if asked is not None:
                 job = asked
                 await _order(store, job)
-            else:
-                job = await find(store, principal, job_id)
-                if job.state in JOB.terminal and job.state is not JobState.CANCELED:
-                    raise IllegalTransition(
-                        f"the job has {job.state}; only one that has not ended can be canceled"
-                    )
+            elif job.state is not JobState.CANCELED:
+                raise IllegalTransition(
+                    f"the job has {job.state}; only one that has not ended can be canceled"
+                )
         shown = await view(store, context, job)
     context.relay.kick()
     await context.announcer.changes(ended)

@@ -46,9 +46,12 @@ class JobRepository:
                 sa.insert(jobs), [{"state": JobState.QUEUED, **row} for row in rows]
             )
 
-    async def get(self, id: UUID, tenant: str | None) -> Job | None:
-        """One job, of `tenant` unless that is None."""
+    async def get(self, id: UUID, tenant: str | None, *, lock: bool = False) -> Job | None:
+        """One job, of `tenant` unless that is None; with `lock` nobody changes it before the commit."""
         query = sa.select(jobs).where(_J.id == id)
+        if lock:
+            # As strong as an update of it: what refers to the job is not held up.
+            query = query.with_for_update(key_share=True)
         if tenant is not None:
             query = query.where(_J.tenant == tenant)
         row = (await self._connection.execute(query)).mappings().first()

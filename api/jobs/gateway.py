@@ -39,6 +39,7 @@ __all__ = ["Gateway", "Prepared", "Written"]
 log = logging.getLogger(__name__)
 
 _GROUP: Final = 200
+_WAITING: Final = 10_000
 # Committed and not announced: beyond this, writing waits for Redis.
 _BEHIND: Final = 2000
 _WRITE_SECONDS: Final = 10.0
@@ -116,6 +117,8 @@ class Gateway:
             QuotaExceeded: too many jobs of its key wait.
             Unavailable: the database is away. The job may have been written all the same.
         """
+        if len(self._waiters) >= _WAITING:
+            raise Unavailable("too many jobs wait to be written; try again shortly")
         waiter = _Waiter(prepared)
         self._waiters.append(waiter)
         self._asked.set()
@@ -166,7 +169,9 @@ class Gateway:
             while len(self._untold) > _BEHIND:
                 self._told.clear()
                 await self._told.wait()
-            group, self._waiters = self._waiters[:_GROUP], self._waiters[_GROUP:]
+            # Who has given up is told 503 already, and will ask again.
+            waiting = [w for w in self._waiters if not w.answer.done()]
+            group, self._waiters = waiting[:_GROUP], waiting[_GROUP:]
             if self._waiters:
                 self._asked.set()
             try:
@@ -215,7 +220,9 @@ class Gateway:
             if waiter.prepared.once is not None and not waiter.answer.done():
                 waiter.answer.set_result(None)
         rest = [w for w in group if w.prepared.once is None]
-        if rest:
+        if len(rest) == len(group):  # something else than a claim holds the tables
+            await self._failed(group, TimeoutError())
+        elif rest:
             await self._flush(rest)
 
     async def _failed(self, group: Sequence[_Waiter], error: Exception) -> None:

@@ -51,7 +51,11 @@ class Positions:
         for (model, version, priority, tenant), count in depths.items():
             fresh[model][version, priority][tenant] = count
         kept = {j.model_id for j in jobs} - fresh.keys()
-        waiting = fresh | {model: self._long[model][0] for model in kept}
+        # Dropped meanwhile by another's write where there are very many: taken as nothing waits.
+        waiting = fresh | {
+            model: self._long[model][0] if model in self._long else defaultdict(Counter)
+            for model in kept
+        }
         places = _places(jobs, waiting, self._weighing())
         self._keep(fresh)
         return places

@@ -49,6 +49,7 @@ class Orders:
         self._redis: Redis = Redis.from_url(
             redis_url,
             decode_responses=True,
+            encoding_errors="replace",
             socket_timeout=_SOCKET_SECONDS,
             socket_connect_timeout=_CONNECT_SECONDS,
         )

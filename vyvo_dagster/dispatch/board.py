@@ -58,6 +58,9 @@ class Board:
             except (psycopg.OperationalError, Unavailable) as error:
                 log.warning("change notifications stopped: %s", str(error).splitlines()[0])
                 await asyncio.sleep(1)
+            except Exception:
+                log.exception("a refresh of the board broke")
+                await asyncio.sleep(1)
 
     async def sweep(self) -> None:
         """Refresh now and then, until canceled."""

@@ -115,6 +115,10 @@ class Dispatcher:
                 log.warning("dispatch waits: %s", error or type(error).__name__)
                 await asyncio.sleep(0.2)
                 continue
+            except Exception:  # what broke one turn may not be there at the next
+                log.exception("a turn of dispatch broke")
+                await asyncio.sleep(1)
+                continue
             try:
                 async with asyncio.timeout(_IDLE_SECONDS):
                     await self._wake.wait()

@@ -27,4 +27,6 @@ async def _every(seconds: float, duty: Callable[[], Awaitable[object]]) -> None:
             await duty()
         except (RedisError, Unavailable) as error:
             log.warning("%s waits: %s", getattr(duty, "__name__", duty), error)
+        except Exception:  # one duty that breaks must not end the others
+            log.exception("%s broke", getattr(duty, "__name__", duty))
         await asyncio.sleep(seconds)

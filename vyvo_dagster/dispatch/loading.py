@@ -103,10 +103,14 @@ async def _load(store: Store, wanted: Wanted, node: Node) -> InForce:
     return InForce(node.id, wanted.version_id, AssignmentState.REQUESTED, needed)
 
 
+# States in which a heartbeat does not show yet what the version will take.
+_LOADING = frozenset({AssignmentState.REQUESTED, AssignmentState.PULLING, AssignmentState.LOADING})
+
+
 def _hosts(nodes: dict[UUID, Node], in_force: list[InForce]) -> list[Host]:
     loads: defaultdict[UUID, list[int]] = defaultdict(list)
     for each in in_force:
-        if each.state is not AssignmentState.READY:
+        if each.state in _LOADING:
             loads[each.node_id].append(each.gpu_memory_bytes)
     counts = Counter(each.node_id for each in in_force)
     return [

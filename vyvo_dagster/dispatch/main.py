@@ -49,6 +49,7 @@ async def orchestrate(settings: Settings, stop: asyncio.Event) -> None:
         redis,
         suspect_after=timedelta(seconds=settings.suspect_seconds),
         lost_after=timedelta(seconds=settings.lost_seconds),
+        patience=timedelta(seconds=2 * settings.heartbeat_seconds),
     )
 
     repair = Repair(

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Coroutine
 from datetime import timedelta
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from vyvo_dagster.dispatch.duties import loops
 from vyvo_dagster.dispatch.poison import unreadable
@@ -14,6 +14,7 @@ from vyvo_dagster.streams import keys, queues
 from vyvo_dagster.streams.client import AsyncRedis
 from vyvo_dagster.streams.entries import add_many
 from vyvo_dagster.streams.handover import hand_over
+from vyvo_dagster.streams.scripts import Script
 
 __all__ = ["Repair"]
 
@@ -22,6 +23,13 @@ log = logging.getLogger(__name__)
 _BATCH = 500
 _TIDY = 1000
 _RESEND_SECONDS = 5.0
+_REBUILD_SECONDS = 3600
+
+# KEYS: this rebuild's own marker, the epoch. ARGV: id of the server's run.
+_SETTLE = Script("""
+if redis.call('DEL', KEYS[1]) == 1 then redis.call('SET', KEYS[2], ARGV[1]) end
+return 1
+""")
 
 
 class Repair:
@@ -48,13 +56,17 @@ class Repair:
         )
 
     async def rebuild_streams(self) -> None:
-        """After a flush of Redis, write the entries of all queued jobs and builds, and the orders.
+        """After a flush or a restart of Redis, write all queued jobs, builds and orders again.
 
-        The marker is set last: a crash in the middle repeats the rebuild, and entries written
-        twice are claimed once.
+        A restart may have lost the last second of its append-only file. The marker is set last: a
+        crash in the middle repeats the rebuild, and entries written twice are claimed once. It is
+        set only where nothing was flushed since the beginning.
         """
-        if await self._redis.exists(keys.EPOCH):
+        run_id = str((await self._redis.info("server"))["run_id"])
+        if await self._redis.get(keys.EPOCH) == run_id:
             return
+        mine = keys.rebuild(uuid4())
+        await self._redis.set(mine, "1", ex=_REBUILD_SECONDS)
         count = 0
         last: UUID | None = None
         while True:
@@ -72,7 +84,7 @@ class Repair:
             builds = await store.builds.unlaunched(_BATCH)
         await add_many(self._redis, [(keys.BUILDS, {"id": str(id_)}) for id_ in builds])
         orders = await self._resend(timedelta(0))
-        await self._redis.set(keys.EPOCH, "1")
+        await _SETTLE(self._redis, [mine, keys.EPOCH], [run_id])
         if count or builds or orders:
             log.info(
                 "wrote the entries of %d jobs and %d builds, and %d orders, again",
@@ -119,6 +131,9 @@ class Repair:
             by_job = [(UUID(e.fields["id"]), e) for e in entries if e.id not in poison]
             async with self._database.transaction() as store:
                 waiting = await store.jobs.still_wait([job_id for job_id, _ in by_job])
+            # Of a job that was queued twice in one stream the first entry serves.
+            first = dict(reversed(by_job))
             await queues.acknowledge(
-                self._redis, [entry for job_id, entry in by_job if job_id not in waiting]
+                self._redis,
+                [e for job_id, e in by_job if job_id not in waiting or first[job_id] is not e],
             )

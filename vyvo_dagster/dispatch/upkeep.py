@@ -1,6 +1,8 @@
 """The orchestrator's clocks: leases that end, cancels that are due, jobs that expire, nodes gone silent."""
 
 import logging
+import math
+import time
 from collections.abc import Coroutine
 from datetime import timedelta
 from typing import Any
@@ -20,12 +22,19 @@ __all__ = ["Upkeep"]
 log = logging.getLogger(__name__)
 
 _BATCH = 500
+# Longer than any pause between two looks of a process that is well.
+_OUTAGE_SECONDS = 5.0
 # The agent's own 10 s of grace and its kill of the runner, with room for the report.
 _CANCEL_GRACE = timedelta(seconds=20)
 
 
 class Upkeep:
-    """Periodic duties; each is one short transaction, and any number of orchestrators may do them."""
+    """Periodic duties; each is one short transaction, and any number of orchestrators may do them.
+
+    Args:
+        suspect_after, lost_after: silence of a node that makes it so.
+        patience: time that silence is not held against nodes after a start or an outage.
+    """
 
     def __init__(
         self,
@@ -34,23 +43,35 @@ class Upkeep:
         *,
         suspect_after: timedelta,
         lost_after: timedelta,
+        patience: timedelta = timedelta(0),
     ) -> None:
         self._database = database
         self._redis = redis
         self._suspect_after = suspect_after
         self._lost_after = lost_after
+        self._patience = patience.total_seconds()
+        self._seen_at = -math.inf
+        self._patient_until = -math.inf
 
     def loops(self) -> dict[str, Coroutine[Any, Any, None]]:
         """All duties as loops that run until canceled, by name."""
-        return loops(
-            (
-                self.end_leases,
-                self.end_cancels,
-                self.retry_jobs,
-                self.expire_jobs,
-                self.watch_nodes,
-            )
-        )
+        return loops((self.end_cancels, self.retry_jobs, self.expire_jobs, self.judge_silence))
+
+    async def judge_silence(self) -> None:
+        """End leases and watch nodes, but not before agents had time to tell what an outage kept.
+
+        While Postgres is away no heartbeat is written, so that every lease is over and every node
+        is silent when it is back.
+        """
+        async with self._database.transaction() as store:
+            await store.ping()
+        now = time.monotonic()
+        if now - self._seen_at > _OUTAGE_SECONDS:
+            self._patient_until = now + self._patience
+        self._seen_at = now
+        if now >= self._patient_until:
+            await self.end_leases()
+            await self.watch_nodes()
 
     async def end_leases(self) -> None:
         """Put jobs whose lease ended back to the queue, or end them."""

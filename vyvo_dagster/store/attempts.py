@@ -66,6 +66,8 @@ class AttemptRepository:
                 started_at=None,
                 dispatched_at=None,
                 retry_at=None if delay is None else sa.func.now() + delay,
+                # The time on a node is none in the queue.
+                expires_at=_J.expires_at + (sa.func.now() - _J.dispatched_at),
                 handed_back=_J.handed_back if charged else _J.handed_back + 1,
             )
             .returning(jobs)

@@ -5,6 +5,7 @@ A transaction is opened by a request, an op or one turn of a loop; repositories 
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -68,6 +69,9 @@ class Store:
         await self.connection.execute(sa.text("select 1"))
 
 
+_IDLE_MS: Final = 15_000
+
+
 class Database:
     """A pool of connections to Postgres.
 
@@ -78,7 +82,12 @@ class Database:
 
     def __init__(self, dsn: str, pool_size: int = 10) -> None:
         url = async_dsn(dsn)
-        connect = {"connect_timeout": 5}
+        # A process that is stopped or cut off in a transaction must not keep its locks.
+        connect = {
+            "connect_timeout": 5,
+            "options": f"-c idle_in_transaction_session_timeout={_IDLE_MS}",
+            "tcp_user_timeout": _IDLE_MS,
+        }
         self.engine: AsyncEngine = (
             create_async_engine(
                 url,

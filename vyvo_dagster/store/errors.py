@@ -20,7 +20,8 @@ def translated() -> Generator[None]:
     try:
         yield
     except (
-        OperationalError, InterfaceError, psycopg.OperationalError, psycopg.InterfaceError
+        OperationalError, InterfaceError, psycopg.OperationalError, psycopg.InterfaceError,
+        psycopg.errors.ReadOnlySqlTransaction,
     ) as error:  # fmt: skip
         raise Unavailable("the database does not answer; try again shortly") from error
     except (DataError, psycopg.DataError) as error:
@@ -28,7 +29,10 @@ def translated() -> Generator[None]:
             "a value cannot be stored: a NUL character, or a number out of range"
         ) from error
     except DBAPIError as error:
-        if error.connection_invalidated:
+        # A server that became a replica refuses writes until another one is found.
+        if error.connection_invalidated or isinstance(
+            error.orig, psycopg.errors.ReadOnlySqlTransaction
+        ):
             raise Unavailable("the database went away; try again shortly") from error
         raise
     except PoolTimeoutError as error:

@@ -27,6 +27,8 @@ def connect(url: str, max_connections: int = 64) -> AsyncRedis:
     return redis.asyncio.from_url(
         url,
         decode_responses=True,
+        # What a stranger wrote must not end who reads it.
+        encoding_errors="replace",
         socket_timeout=_SOCKET_TIMEOUT,
         socket_connect_timeout=5,
         max_connections=max_connections,

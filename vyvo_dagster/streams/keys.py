@@ -24,6 +24,7 @@ __all__ = [
     "jobs_parts",
     "node",
     "rate",
+    "rebuild",
     "run_lease",
 ]
 
@@ -40,7 +41,8 @@ WAKE: Final = "vyvo:wake"
 ALL_EVENTS: Final = "vyvo:events"
 """Stream of all events, capped; one reader per api process feeds its SSE clients from it."""
 EPOCH: Final = "vyvo:epoch:2"
-"""Set while the streams hold what the rows say; missing after a flush, which asks for a rebuild.
+"""Run id of the Redis whose streams hold what the rows say; missing after a flush, and another's
+after a restart, which both ask for a rebuild.
 
 The number is raised with a change of the streams' names or fields, which asks for one too."""
 
@@ -68,6 +70,11 @@ def jobs_parts(stream: str) -> tuple[str, str, Priority, str]:
         raise ValueError(f"{stream!r} is no queue of jobs")
     model_id, version, priority, tenant = stream.removeprefix(_JOBS).split(":")
     return model_id, version, Priority(priority), tenant
+
+
+def rebuild(id: UUID) -> str:
+    """Marker of one rebuild under way; gone if Redis was flushed meanwhile."""
+    return f"vyvo:rebuild:{id}"
 
 
 def node(node_id: UUID | str) -> str:

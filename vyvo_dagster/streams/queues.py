@@ -220,7 +220,7 @@ async def enqueue(redis: AsyncRedis, entries: Sequence[tuple[str, UUID | str, in
 async def names(redis: AsyncRedis) -> set[Queue]:
     """The queues that hold something, claimed or not."""
     found: Any = await redis.smembers(keys.QUEUES)
-    return {Queue.of(stream) for stream in found}
+    return {queue for stream in found if (queue := _queue_or_none(stream)) is not None}
 
 
 async def survey(redis: AsyncRedis, versions: Iterable[tuple[str, str]] = ()) -> list[Waiting]:
@@ -229,9 +229,18 @@ async def survey(redis: AsyncRedis, versions: Iterable[tuple[str, str]] = ()) ->
         redis, [keys.QUEUES], [keys.GROUP_ORCHESTRATOR, *(f"{m}:{v}" for m, v in versions)]
     )
     return [
-        Waiting(Queue.of(found[i]), int(found[i + 1]), int(found[i + 2]))
+        Waiting(queue, int(found[i + 1]), int(found[i + 2]))
         for i in range(0, len(found), 3)
+        if (queue := _queue_or_none(found[i])) is not None
     ]
+
+
+def _queue_or_none(stream: str) -> Queue | None:
+    """The queue of a key; None for one that somebody else wrote among them."""
+    try:
+        return Queue.of(stream)
+    except ValueError:
+        return None
 
 
 async def claim(redis: AsyncRedis, consumer: str, wanted: Sequence[tuple[str, int]]) -> list[Entry]:

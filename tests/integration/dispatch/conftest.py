@@ -106,7 +106,10 @@ class World:
 
 @pytest.fixture
 async def world(postgres_dsn: str, redis_url: str) -> AsyncIterator[World]:
-    settings = Settings(postgres_dsn=postgres_dsn, redis_url=redis_url, lease_seconds=30)
+    # Beats so short that what is not told by the second one is believed soon.
+    settings = Settings(
+        postgres_dsn=postgres_dsn, redis_url=redis_url, lease_seconds=30, heartbeat_seconds=1.0
+    )
     database, redis = Database(postgres_dsn, pool_size=2), connect(redis_url)
     model_id = f"t/m{uuid7().hex[-12:]}"
     async with database.transaction() as store:

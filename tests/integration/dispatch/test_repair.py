@@ -5,8 +5,9 @@ import os
 import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from redis.exceptions import RedisError
@@ -14,11 +15,13 @@ from redis.exceptions import RedisError
 from tests.integration.dispatch.conftest import World
 from vyvo_dagster.dispatch.board import Board
 from vyvo_dagster.dispatch.dispatcher import Dispatcher
+from vyvo_dagster.dispatch.upkeep import Upkeep
 from vyvo_dagster.domain.job import Priority
 from vyvo_dagster.local.parts import start_part
 from vyvo_dagster.local.ports import Ports
 from vyvo_dagster.local.process import stop
 from vyvo_dagster.local.servers import valkey
+from vyvo_dagster.store.attempts import Gone
 from vyvo_dagster.store.database import Database, Store
 from vyvo_dagster.store.dispatches import Dispatch
 from vyvo_dagster.streams import events, keys, queues
@@ -145,3 +148,67 @@ async def test_entries_of_jobs_that_wait_no_more_do_not_stay(world: World) -> No
             await asyncio.sleep(0.05)
     ((_, fields),) = await world.redis.xrange(stream)
     assert fields["id"] == str(kept)
+
+
+@pytest.mark.usefixtures("orchestrator")
+async def test_a_redis_that_came_back_without_its_last_entries_gets_them_again(
+    world: World,
+) -> None:
+    (job_id,) = await world.submit(Priority.STANDARD)
+    stream = keys.jobs(world.model_id, "1", Priority.STANDARD, "t")
+    async with asyncio.timeout(10):
+        while await world.redis.get(keys.EPOCH) is None:
+            await asyncio.sleep(0.05)
+    await world.redis.delete(stream)
+    # What the marker says after a restart: the id of a run that is over.
+    await world.redis.set(keys.EPOCH, "0" * 40)
+    async with asyncio.timeout(5):
+        while not await world.redis.xlen(stream):
+            await asyncio.sleep(0.05)
+    ((_, fields),) = await world.redis.xrange(stream)
+    assert fields["id"] == str(job_id)
+
+
+@pytest.mark.usefixtures("orchestrator")
+async def test_a_job_that_is_written_twice_keeps_one_entry(world: World) -> None:
+    (job_id,) = await world.submit(Priority.STANDARD)
+    stream = keys.jobs(world.model_id, "1", Priority.STANDARD, "t")
+    await queues.enqueue(world.redis, [(stream, job_id, 1)] * 4)
+    async with asyncio.timeout(5):
+        while await world.redis.xlen(stream) > 1:
+            await asyncio.sleep(0.05)
+
+
+async def test_time_on_a_node_is_none_in_the_queue(world: World) -> None:
+    node_id, _ = await world.node()
+    (job_id,) = await claim(world, node_id)
+    await world.execute(
+        "update jobs set dispatched_at = now() - interval '1 hour',"
+        " expires_at = now() - interval '59 minutes' where id = :id",
+        id=job_id,
+    )
+    async with world.database.transaction() as store:
+        job = await store.jobs.get(UUID(str(job_id)), None)
+        assert job is not None
+        again = await store.attempts.requeue(job, Gone("handed_back"), charged=False)
+    assert again is not None
+    left = again.expires_at - datetime.now(UTC)
+    assert timedelta(seconds=30) < left < timedelta(seconds=90)
+
+
+async def test_silence_of_an_outage_is_not_held_against_nodes(world: World) -> None:
+    node_id, _ = await world.node()
+    (job_id,) = await claim(world, node_id)
+    duties = Upkeep(
+        world.database, world.redis, suspect_after=timedelta(seconds=30),
+        lost_after=timedelta(seconds=60), patience=timedelta(seconds=1.5),
+    )  # fmt: skip
+    # As after an outage: the lease is over, and no heartbeat could be written.
+    await world.execute(
+        "update jobs set lease_expires_at = now() - interval '1 second' where id = :id", id=job_id
+    )
+    await duties.judge_silence()
+    assert (await world.job(UUID(str(job_id)))).state == "dispatched"
+    await asyncio.sleep(1.6)
+    await duties.judge_silence()
+    assert (await world.job(UUID(str(job_id)))).state == "queued"

@@ -27,7 +27,7 @@ from vyvo_dagster.domain.host import (
     parse_request,
     place,
 )
-from vyvo_dagster.errors import InvalidInput
+from vyvo_dagster.errors import InvalidInput, Unavailable
 from vyvo_dagster.execution.routing.executor import routing_executor
 from vyvo_dagster.execution.routing.hosts import DockerHost, Occupancy, Placement, Unplaced
 from vyvo_dagster.settings import HostsSettings
@@ -69,11 +69,20 @@ class NodeHosts:
         return any(tag in tags for tag in (HOST_TAG, POOL_TAG, GPU_TAG))
 
     def hosts(self, tags: Mapping[str, str] | None = None) -> Sequence[DockerHost]:
-        """Engines of the nodes that are not lost, of those named by the tags."""
+        """Engines of the nodes that are not lost, of those named by the tags.
+
+        Raises Unavailable for None where the registry does not answer; a step then waits.
+        """
+        try:
+            nodes = self.nodes()
+        except Unavailable:
+            if tags is None:
+                raise
+            return []
         wanted, pool = (tags or {}).get(HOST_TAG), (tags or {}).get(POOL_TAG)
         found = [
             self._host(node.name)
-            for node in self.nodes()
+            for node in nodes
             if wanted in {None, node.name} and pool in {None, node.labels.get(POOL_LABEL)}
         ]
         return [host for host in found if host is not None]
@@ -87,7 +96,10 @@ class NodeHosts:
         except InvalidInput as error:
             raise ValueError(error.detail) from error
         assert request is not None, "only steps that are routed are placed"
-        nodes = self.nodes()
+        try:
+            nodes = self.nodes()
+        except Unavailable as error:
+            return Unplaced(f"the registry of nodes: {error.detail}")
         reached = [node for node in nodes if self._host(node.name) is not None]
         outcome = place(request, [_view(node, occupancy.get(node.name)) for node in reached])
         if isinstance(outcome, Waiting):

@@ -5,6 +5,7 @@ finds what was launched before. Its labels say whose it is, so that a sweep find
 """
 
 import contextlib
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
@@ -26,6 +27,8 @@ from vyvo_dagster.execution.routing.local import step_key
 from vyvo_dagster.execution.routing.sweep import remove_containers, sweep_finished
 
 __all__ = ["HostStepHandler", "contended", "limits", "pull"]
+
+_log = logging.getLogger(__name__)
 
 _UNREACHABLE_SECONDS: Final = 120.0
 _SILENT_SECONDS: Final = 60.0
@@ -199,7 +202,8 @@ class HostStepHandler(DockerStepHandler):
         """
         hosts = {p.host if isinstance(p, Placement) else p for p in self._placements.values()}
         label = f"{Labels.RUN}={run_id}"
-        remove_containers(self._engines, hosts, label, grace_seconds, stop=stop)
+        for line in remove_containers(self._engines, hosts, label, grace_seconds, stop=stop):
+            _log.warning("containers of run %s may be left, for a sweep: %s", run_id, line)
         self._engines.close()
 
     def _start(

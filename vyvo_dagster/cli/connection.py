@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, cast
 
 import click
+import httpx
 
+from vyvo_dagster.cli.output import plain
 from vyvo_dagster.client import Client, RetryPolicy
 from vyvo_dagster.errors import InvalidInput, VyvoError
 
@@ -56,6 +58,9 @@ def client_command(
             sys.exit(run(_where(url, key, data_dir), **options) or 0)
         except VyvoError as error:
             sys.exit(f"{name}: {_one_line(error.detail)}")
+        except (httpx.InvalidURL, UnicodeError) as error:
+            # An argument that is not UTF-8, or an artifact's URL that is none.
+            sys.exit(f"{name}: what was given cannot be sent: {_one_line(str(error))}")
         except BrokenPipeError:
             raise
         except OSError as error:
@@ -70,7 +75,11 @@ def _where(url: str | None, key: str | None, data_dir: Path) -> Where:
     if url is None:
         url = f"http://127.0.0.1:{_of_file(data_dir / 'ports.json', 'api', int)}"
         key = key or _of_file(data_dir / "secrets.json", "admin_key", str)
-    if not url.startswith(("http://", "https://")):
+    try:
+        host = httpx.URL(url).host if url.startswith(("http://", "https://")) else ""
+    except (httpx.InvalidURL, UnicodeError) as error:
+        raise InvalidInput(f"--url {url!r} is no URL: {error}") from error
+    if not host:
         raise InvalidInput(f"--url {url!r} is no http or https URL")
     if not key:
         raise InvalidInput("no API key; set VYVO_API_KEY, or give --key")
@@ -94,4 +103,4 @@ def _of_file(path: Path, name: str, kind: type[Any]) -> Any:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return plain(" ".join(text.split()))

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import click
 
-from vyvo_dagster.cli.output import LiveLine, seconds
+from vyvo_dagster.cli.output import LiveLine, plain, seconds
 from vyvo_dagster.client import Client, Event, Job
 from vyvo_dagster.client.files import artifact_name
 from vyvo_dagster.domain.job import JobEventKind, JobState
@@ -51,13 +51,13 @@ def show_result(client: Client, job: Job, output: Path | None, *, as_json: bool)
         for path in saved:
             click.echo(str(path))
         for artifact in () if saved else job.artifacts:
-            click.echo(artifact.presigned_url or artifact.url)
+            click.echo(plain(artifact.presigned_url or artifact.url))
         if not job.artifacts:
             click.echo(json.dumps(job.output, indent=2))
     if job.status is JobState.SUCCEEDED:
         return 0
     why = "" if job.error is None else f": {job.error.code}: {' '.join(job.error.message.split())}"
-    click.echo(f"job {job.job_id} has {job.status}{why}", err=True)
+    click.echo(plain(f"job {job.job_id} has {job.status}{why}"), err=True)
     return 1
 
 

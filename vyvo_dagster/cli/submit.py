@@ -10,6 +10,7 @@ import click
 
 from vyvo_dagster.cli.connection import Where, client_command
 from vyvo_dagster.cli.following import follow, show_result
+from vyvo_dagster.cli.output import plain
 from vyvo_dagster.domain.job import Priority
 from vyvo_dagster.errors import InvalidInput
 
@@ -71,7 +72,7 @@ def submit(
         click.echo(accepted.model_dump_json())
         return 0
     click.echo(str(accepted.job_id))
-    detail = f" ({accepted.detail})" if accepted.detail else ""
+    detail = f" ({plain(accepted.detail)})" if accepted.detail else ""
     click.echo(f"{accepted.status}, position {accepted.queue_position}{detail}", err=True)
     return 0
 
@@ -79,9 +80,9 @@ def submit(
 def _read(file: Path | None) -> dict[str, Any]:
     if file is None:
         return {}
-    text = sys.stdin.read() if str(file) == "-" else file.read_text()
+    raw = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
     try:
-        found: Any = json.loads(text, parse_constant=_not_a_number)
+        found = _json(raw.decode())
     except ValueError as error:
         raise InvalidInput(f"--file {file} is not JSON: {error}") from error
     if not isinstance(found, dict):
@@ -98,10 +99,29 @@ def _parsed(pairs: Sequence[str]) -> dict[str, Any]:
         if name in values:
             raise InvalidInput(f"-i {name} is given twice")
         try:
-            values[name] = json.loads(text, parse_constant=_not_a_number)
+            values[name] = _json(text)
         except ValueError:
             values[name] = text
+        _sendable(pair, f"-i {name}")
     return values
+
+
+def _json(text: str) -> Any:
+    """Raises ValueError also for what json takes and no request can hold."""
+    try:
+        found: Any = json.loads(text, parse_constant=_not_a_number)
+        json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    return found
+
+
+def _sendable(text: str, what: str) -> None:
+    # An argument that the terminal's encoding does not explain comes with lone surrogates.
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInput(f"{what} is not UTF-8") from error
 
 
 def _not_a_number(name: str) -> NoReturn:

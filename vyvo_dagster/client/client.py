@@ -97,7 +97,7 @@ class Client:
                 if pause is None:
                     raise self._away(error) from error
             else:
-                if response.status_code < 400:
+                if response.is_success:
                     return call.answer(response)
                 pause = self._retry.after_answer(call, tried, response)
                 if pause is None:
@@ -119,7 +119,7 @@ class Client:
                 with self._http.stream(
                     "GET", stream.path, headers=following.headers, timeout=TIMEOUT
                 ) as response:
-                    if response.status_code >= 400:
+                    if not response.is_success:
                         response.read()
                         pause = following.refused(response)
                     else:

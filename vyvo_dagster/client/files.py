@@ -48,5 +48,5 @@ def raise_for_download(status: int) -> None:
             f"the artifact cannot be read ({status}): it has expired, or its presigned URL has;"
             " ask for the job again"
         )
-    if status >= 400:
+    if not 200 <= status < 300:
         raise Unavailable(f"the object store answered {status}")

@@ -55,7 +55,7 @@ class Following:
             raise RunnerFailed(f"the stream of {self.stream.path} holds no JSON") from error
 
     def refused(self, response: httpx.Response) -> float:
-        """Pause after an answer of 400 and above; raises its error unless it may pass."""
+        """Pause after an answer that is no success; raises its error unless it may pass."""
         error = problem(response)
         if response.status_code not in _AGAIN:
             raise error

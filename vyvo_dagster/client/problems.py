@@ -1,4 +1,4 @@
-"""Answers of 400 and above as the errors of `vyvo_dagster.errors`."""
+"""Answers that are no success as the errors of `vyvo_dagster.errors`."""
 
 import json
 from collections.abc import Iterator, Mapping

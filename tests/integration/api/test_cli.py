@@ -18,6 +18,7 @@ import pytest
 from vyvo_dagster.objects import ObjectStore
 from vyvo_dagster.store.database import Database
 
+from .faulty_proxy import FaultyProxy, answering
 from .test_nodes import submit
 from .world import Agent, Api, Version, dispatch, load
 
@@ -218,12 +219,23 @@ def test_ctrl_c_says_how_to_go_on(cli: Cli, version: Version) -> None:
         (["jobs", "--url", "http://127.0.0.1:9"], "cannot reach the api"),
         (["jobs", "--url", "file:///etc/passwd"], "no http"),
         (["jobs", "--key", "wrong"], "key"),
+        (["jobs", "--url", "http://h:abc"], "is no URL"),
+        (["jobs", "--url", "http://"], "no http"),
+        (["submit", "MODEL", "-i", "digit=1e999"], "1e999"),
+        (["submit", "MODEL", "--file", "large.json"], "not JSON"),
+        (["submit", "MODEL", "--file", "deep.json"], "too deep"),
+        (["submit", "MODEL", "--file", "latin.json"], "not JSON"),
+        (["submit", "MODEL", "-i", "digit=\udcff"], "not UTF-8"),
+        (["submit", "MODEL", "-i", "digit=1", "--version", "\udcff"], "cannot be sent"),
     ],
 )
 def test_an_error_is_one_line(
     cli: Cli, version: Version, arguments: list[str], says: str
 ) -> None:  # fmt: skip
     (cli.home / "list.json").write_text("[1]")
+    (cli.home / "large.json").write_text('{"digit": 1e999}')
+    (cli.home / "deep.json").write_text("[" * 100_000)
+    (cli.home / "latin.json").write_bytes(b'{"digit": "\xe9"}')
     ran = cli.run(*(version.model_id if a == "MODEL" else a for a in arguments))
     assert ran.returncode == 1
     assert ran.stdout == ""
@@ -256,6 +268,45 @@ def test_another_server_is_not_mistaken_for_the_api(cli: Cli) -> None:
     server.server_close()
     assert ran.returncode == 1
     assert ran.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["job", "x"], ["submit", "a/b", "-i", "digit=1"]])
+@pytest.mark.parametrize("status", ["404 Not Found", "302 Found"])
+def test_what_a_stranger_says_moves_no_cursor(
+    cli: Cli, api: Api, arguments: list[str], status: str
+) -> None:
+    body = b'{"code": "no", "detail": "a\\u001b[2Jb\\u202ec"}'
+    proxy = FaultyProxy(api.url)
+    head = f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    proxy.faults += [answering(head.encode() + body)]
+    ran = cli.run(*arguments, "--url", proxy.url)
+    proxy.close()
+    assert ran.returncode == 1
+    assert ran.stderr.endswith(": a[2Jbc\n")
+
+
+def test_the_detail_of_a_submission_moves_no_cursor(cli: Cli, api: Api) -> None:
+    body = json.dumps({"job_id": str(UUID(int=1)), "status": "queued", "queue_position": 1,
+                       "eta_seconds": None, "detail": "wait\x1b[2J"}).encode()  # fmt: skip
+    proxy = FaultyProxy(api.url)
+    head = f"HTTP/1.1 202 Accepted\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    proxy.faults += [answering(head.encode() + body)]
+    ran = cli.run("submit", "a/b", "-i", "digit=1", "--url", proxy.url)
+    proxy.close()
+    assert (ran.returncode, ran.stderr) == (0, "queued, position 1 (wait[2J)\n")
+
+
+async def test_a_failure_told_by_a_runner_moves_no_cursor(
+    cli: Cli, admin: httpx.Client, agent: Agent, version: Version, database: Database
+) -> None:
+    assignment_id = await load(admin, agent, version)
+    job = await dispatch(database, submit(admin, version), agent, assignment_id)
+    error = {"code": "prediction_failed", "message": "no\x1b[2J"}
+    assert agent.complete(job.id, 1, "failed", error=error).status_code == 200
+    ran = cli.run("job", job.id, "--follow")
+    assert ran.returncode == 1
+    assert "no[2J" in ran.stderr
+    assert "\x1b" not in ran.stderr + ran.stdout
 
 
 def test_the_command_starts_without_the_extras_libraries() -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
@@ -22,6 +23,7 @@ from vyvo_dagster.errors import (
     RateLimited,
     Unauthenticated,
     Unavailable,
+    VyvoError,
 )
 from vyvo_dagster.objects import ObjectStore
 from vyvo_dagster.store.database import Database
@@ -185,6 +187,23 @@ def test_a_retry_after_that_is_too_long_is_an_error_at_once(
     assert time.monotonic() - began < 1.0
     assert (raised.value.code, raised.value.status) == ("quota", 429)
     assert raised.value.extra == {"limit": 5}
+
+
+async def test_a_redirect_is_no_success(through: Client, proxy: FaultyProxy, api: Api) -> None:
+    moved = (
+        b"HTTP/1.1 302 Found\r\nLocation: /else\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
+    )
+    job_id = str(UUID(int=1))
+    proxy.faults += [answering(moved)] * 4
+    with pytest.raises(VyvoError, match="302 Found"):
+        through.request("GET", "/api/jobs")
+    with pytest.raises(VyvoError, match="302 Found"):
+        next(through.job_events(job_id))
+    async with AsyncClient(proxy.url, api.admin_key, retry=QUICK) as client:
+        with pytest.raises(VyvoError, match="302 Found"):
+            await client.request("GET", "/api/jobs")
+        with pytest.raises(VyvoError, match="302 Found"):
+            await anext(client.job_events(job_id))
 
 
 def test_it_gives_up(through: Client, proxy: FaultyProxy) -> None:

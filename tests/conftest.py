@@ -14,7 +14,8 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,19 @@ def postgres_dsn(_servers: dict[str, str]) -> str:
 
 
 @pytest.fixture(scope="session")
+def make_database(_servers: dict[str, str]) -> Callable[[str], str]:
+    """Makes a database that nobody else has and gives its libpq URL; `migrated` or `empty`."""
+
+    def make(kind: str) -> str:
+        name = f"own_{secrets.token_hex(4)}"
+        template = {"migrated": " TEMPLATE vyvo_template", "empty": ""}[kind]
+        _execute(_servers["postgres_dsn"], f"CREATE DATABASE {name}{template}")
+        return _database(_servers["postgres_dsn"], name)
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def empty_postgres_dsn(_servers: dict[str, str]) -> str:
     """libpq URL of a database without tables, for what brings its own (migrations, Dagster)."""
     dsn, name = _servers["postgres_dsn"], f"empty_{secrets.token_hex(4)}"
@@ -140,6 +154,13 @@ def fresh_postgres_dsn(_servers: dict[str, str]) -> str:
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of a Redis-protocol server that only this worker uses, so that FLUSHALL is allowed."""
+    with own_redis(tmp_path_factory) as url:
+        yield url
+
+
+@contextmanager
+def own_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Redis-protocol server for as long as the block runs; its URL."""
     from vyvo_dagster.local.parts import start_part
     from vyvo_dagster.local.ports import Ports
     from vyvo_dagster.local.process import stop
@@ -148,8 +169,10 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     home = tmp_path_factory.mktemp("redis")
     part = valkey(home, port=Ports(home / "ports.json").take("redis"), password="vyvo-test")
     child = asyncio.run(start_part(part, logs=home / "logs"))
-    yield part.url
-    asyncio.run(stop(child))
+    try:
+        yield part.url
+    finally:
+        asyncio.run(stop(child))
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """Real Postgres, Redis and S3 behind the resources, and builds in them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from uuid_utils.compat import uuid7
 
 from assets import model_version, model_weights, runner_image
 from resources import BuildingResource, ObjectsResource, StoreResource, StreamsResource
+from tests.conftest import own_redis
 from tests.integration.dagster import engines, gpu_engine, routed_world
 from vyvo_dagster.domain.build import BuildBackend, partition_key
 from vyvo_dagster.domain.model import Modality
@@ -176,16 +177,20 @@ def weights_uri(world: World, weights_file: Path) -> str:
 
 @pytest.fixture(scope="session")
 def routed(
-    postgres_dsn: str,
-    empty_postgres_dsn: str,
-    redis_url: str,
+    make_database: Callable[[str], str],
     s3_settings: S3Settings,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[routed_world.World]:
-    """A worker, a registry and three engines, for ops on tagged hosts."""
+    """A worker, a registry and three engines, for ops on tagged hosts.
+
+    Its servers are its own: its worker would take the runs of other tests.
+    """
     image = engines.build(ENGINES["default"], tmp_path_factory.mktemp("image"))
-    with routed_world.opened(
-        tmp_path_factory.mktemp("dagster"), ENGINES, image,
-        postgres_dsn, empty_postgres_dsn, redis_url, s3_settings,
-    ) as opened:  # fmt: skip
+    with (
+        own_redis(tmp_path_factory) as redis_url,
+        routed_world.opened(
+            tmp_path_factory.mktemp("dagster"), ENGINES, image, make_database("migrated"),
+            make_database("empty"), redis_url, s3_settings,
+        ) as opened,
+    ):  # fmt: skip
         yield opened

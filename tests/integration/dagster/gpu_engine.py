@@ -33,6 +33,8 @@ def started(socket: Path, folder: Path) -> Iterator[None]:
     hook.write_text("#!/bin/sh\nexit 0\n")
     hook.chmod(0o755)
     # A bridge of its own: with the default one it would take over the first engine's.
+    # One that a killed run of the tests has left.
+    subprocess.run(["ip", "link", "del", BRIDGE], check=False, capture_output=True, timeout=10)
     subprocess.run(["ip", "link", "add", BRIDGE, "type", "bridge"], check=True, timeout=10)
     engine = None
     try:

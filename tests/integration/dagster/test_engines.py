@@ -11,6 +11,9 @@ from tests.integration.dagster import gateways
 from vyvo_dagster.execution.routing.engines import ENGINE_ERRORS, Engines
 from vyvo_dagster.execution.routing.hosts import DockerHost, Occupancy
 
+# One after the other: they share the engines, or keep both cores busy.
+pytestmark = pytest.mark.xdist_group("hosts")
+
 
 @pytest.fixture
 def engines() -> Iterator[Engines]:

@@ -11,6 +11,9 @@ from resources.docker_hosts import NodeHosts
 from tests.integration.dagster.conftest import World
 from vyvo_dagster.execution.routing.hosts import DockerHost, Occupancy, Placement, Unplaced
 
+# One after the other: they share the engines, or keep both cores busy.
+pytestmark = pytest.mark.xdist_group("hosts")
+
 GIB = 1 << 30
 FREE = Occupancy(frozenset(), 0)
 

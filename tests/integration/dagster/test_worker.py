@@ -23,6 +23,9 @@ from vyvo_dagster.execution.names import CODE_LOCATION, CODE_LOCATION_MODULE
 from vyvo_dagster.settings import S3Settings
 from vyvo_dagster.streams.client import Redis, connect_sync
 
+# One after the other: they share the engines, or keep both cores busy.
+pytestmark = pytest.mark.xdist_group("hosts")
+
 ROOT = Path(__file__).resolve().parents[3]
 REPOSITORY = {"repositoryName": "__repository__", "repositoryLocationName": CODE_LOCATION}
 LAUNCH = """mutation($params: ExecutionParams!) { launchRun(executionParams: $params) {

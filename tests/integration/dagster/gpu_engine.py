@@ -63,4 +63,7 @@ def started(socket: Path, folder: Path) -> Iterator[None]:
             except subprocess.TimeoutExpired:
                 os.killpg(engine.pid, signal.SIGKILL)
         subprocess.run(["ip", "link", "del", BRIDGE], check=True, timeout=10)
+        # The engine leaves it mounted, and a folder with a mount in it cannot be removed.
+        mounted = folder / "exec" / "netns" / "default"
+        subprocess.run(["umount", str(mounted)], check=False, capture_output=True, timeout=10)
         shutil.rmtree(folder / "data", ignore_errors=True)

@@ -23,7 +23,8 @@ from typing import Any, Final
 
 import httpx
 import psycopg
-from throughput import RIVALS, assigned, process, stack, wait_for
+from local_stack import process
+from throughput import RIVALS, assigned, noop_stack, wait_for
 
 GOAL_MS: Final = 8.0
 WARM_UP: Final = 50
@@ -37,7 +38,7 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="vyvo-latency-") as folder:
         home = Path(folder)
-        with stack(home / "data") as up:
+        with noop_stack(home / "data") as up:
             ours = whole_stack(up, given.jobs)
             rows = {
                 "vyvo, POST to start": ours,

@@ -17,7 +17,6 @@ import os
 import random
 import shutil
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,6 +30,7 @@ import httpx
 import psycopg
 import yaml
 from dagster import DagsterEventType, DagsterInstance, RunsFilter
+from local_stack import process, stack
 from pydantic import SecretStr
 
 from vyvo_dagster.domain.build import BUILD
@@ -44,37 +44,6 @@ BIN = Path(sys.executable).parent
 TARGET_P50 = 0.6
 WARM_UP = 3
 WAIT_SECONDS = 180.0
-
-
-@contextmanager
-def process(argv: list[str], log: Path, **options: Any) -> Generator["subprocess.Popen[str]"]:
-    """A child that is stopped, with what it started, when the block is left."""
-    with log.open("w") as err:
-        options = {"stdout": err, "stderr": err, "text": True, **options}
-        child = subprocess.Popen(argv, start_new_session=True, **options)
-    try:
-        yield child
-    finally:
-        child.terminate()
-        try:
-            child.wait(40)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait(10)
-
-
-@contextmanager
-def stack(data_dir: Path, *options: str) -> Generator[dict[str, Any]]:
-    """`vyvo up`, and what it says of itself."""
-    argv = [sys.executable, "-m", "vyvo_dagster.cli", "up", "--json", "--data-dir", str(data_dir)]
-    argv += ["--engine", "process", "--agents", "0", *options]
-    log = data_dir.with_suffix(".log")
-    with process(argv, log, stdout=subprocess.PIPE) as child:
-        assert child.stdout is not None
-        line = child.stdout.readline()
-        if not line:
-            raise SystemExit(f"vyvo up did not start:\n{log.read_text()[-2000:]}")
-        yield json.loads(line)
 
 
 def sqlalchemy_url(postgres_dsn: str, database: str) -> str:
@@ -225,7 +194,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="vyvo-bench-"))
     data_dir = folder / "stack"
     try:
-        with stack(data_dir) as up:
+        with stack(data_dir, "--agents", "0") as up:
             env = s3_of(data_dir, up)
             weights = upload_weights(folder, env)
             home = dagster_home(folder / "ours", sqlalchemy_url(up["postgres_dsn"], "dagster"))
@@ -235,7 +204,7 @@ def main() -> None:
                 DagsterInstance.from_config(str(home)) as instance,
             ):
                 ours = measure(client, instance, "warm", weights, options.runs, WARM_UP)
-        with stack(data_dir, "--no-dagster") as up:
+        with stack(data_dir, "--agents", "0", "--no-dagster") as up:
             with psycopg.connect(up["postgres_dsn"], autocommit=True) as connection:
                 connection.execute("create database dagster_stock")
             url = sqlalchemy_url(up["postgres_dsn"], "dagster_stock")

@@ -11,21 +11,21 @@ a bare loop over one stream. taskiq is installed into a temporary environment.
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final
 
 import httpx
 import psycopg
 import redis
+from local_stack import process, stack
 
 HERE: Final = Path(__file__).parent
 RIVALS: Final = HERE / "rivals"
@@ -49,7 +49,7 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="vyvo-throughput-") as folder:
         home = Path(folder)
-        with stack(home / "data") as up:
+        with noop_stack(home / "data") as up:
             ours = whole_stack(up, given.jobs)
             print(f"vyvo: {ours:,.0f} jobs/s", flush=True)
             rows = [("vyvo, whole stack", given.jobs, ours)]
@@ -202,36 +202,10 @@ def table(rows: list[tuple[str, int, float]]) -> None:
         raise SystemExit(f"less than {GOAL} x Celery")
 
 
-@contextmanager
-def process(argv: list[str], log: Path, **options: Any) -> Generator["subprocess.Popen[str]"]:
-    """A child that is stopped when the block is left."""
-    with log.open("w") as err:
-        options = {"stdout": err, "stderr": err, "text": True, **options}
-        child = subprocess.Popen(argv, start_new_session=True, **options)
-    try:
-        yield child
-    finally:
-        child.terminate()
-        try:
-            child.wait(40)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait(10)
-
-
-@contextmanager
-def stack(data_dir: Path) -> Generator[dict[str, Any]]:
-    """`vyvo up` with one agent that takes no-op versions, and what it says of itself."""
-    argv = [sys.executable, "-m", "vyvo_dagster.cli", "up", "--json", "--data-dir", str(data_dir)]
-    argv += ["--engine", "process", "--no-dagster", "--agents", "1"]
-    env = {**os.environ, "VYVO_AGENT_ALLOW_NOOP": "1", "VYVO_AGENT_SLOTS": str(SLOTS)}
-    log = data_dir.with_suffix(".log")
-    with process(argv, log, stdout=subprocess.PIPE, env=env) as child:
-        assert child.stdout is not None
-        line = child.stdout.readline()
-        if not line:
-            raise SystemExit(f"vyvo up did not start:\n{log.read_text()[-2000:]}")
-        yield json.loads(line)
+def noop_stack(data_dir: Path) -> AbstractContextManager[dict[str, Any]]:
+    """A stack without Dagster, with one agent that takes no-op versions."""
+    env = {"VYVO_AGENT_ALLOW_NOOP": "1", "VYVO_AGENT_SLOTS": str(SLOTS)}
+    return stack(data_dir, "--no-dagster", "--agents", "1", env=env)
 
 
 def wait_for(condition: Callable[[], bool], pause: float = 0.1) -> None:

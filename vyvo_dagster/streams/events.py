@@ -34,15 +34,24 @@ _TTL_MS: Final = 24 * 3600 * 1000
 # Made once: json.dumps makes an encoder per call where it is told anything.
 _encode: Final = json.JSONEncoder(separators=(",", ":")).encode
 
-# A write whose answer was lost is made again, and a report may come late: after `completed` only
-# what opens another life is told, so that an end is told once and is the last word.
+# A write whose answer was lost is made again, and a report may come late. So `queued` is told as
+# the first word only, and after `completed` only what opens another life is: that it was queued
+# again, or a later attempt. An end is told once, then, and is the last word of its life.
 PUBLISH: Final = """
-local opens = {queued = true, requeued = true, dispatched = true}
+local function attempt(data)
+  return tonumber(string.match(data, '"attempt":%s*(%d+)') or nil)
+end
+local function stale(last, kind, data)
+  if kind == 'queued' then return last[2][2] ~= 'loading' and last[2][2] ~= 'position' end
+  if last[2][2] ~= 'completed' then return false end
+  local was, now = attempt(last[2][4]), attempt(data)
+  if kind == 'requeued' then return was and now and now < was end
+  if kind == 'dispatched' then return was and now and now <= was end
+  return true
+end
 local function publish(all, stream, topic, kind, data, limits)
-  if not opens[kind] then
-    local last = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
-    if last and last[2][2] == 'completed' then return last[1] end
-  end
+  local last = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1]
+  if last and stale(last, kind, data) then return last[1] end
   local id = redis.call('XADD', stream, 'MAXLEN', limits[1], '*', 'kind', kind, 'data', data)
   redis.call('PEXPIRE', stream, limits[3])
   redis.call('XADD', all, 'MAXLEN', '~', limits[2], '*',

@@ -95,7 +95,12 @@ async def claim(world: World, node_id: object, slots: int = 1) -> list[object]:
     """What an orchestrator leaves that dies between its commit and the hand-over."""
     ids = await world.submit(*[Priority.STANDARD] * slots)
     async with world.database.transaction() as store:
-        (assignment,) = await store.assignments.of_node(node_id)  # type: ignore[arg-type]
+        # Of other worlds' versions a node may be told to load some, where their jobs wait.
+        assignment = next(
+            a
+            for a in await store.assignments.of_node(node_id)  # type: ignore[arg-type]
+            if a.version_id == world.version_id
+        )
         placed = [Dispatch(i, assignment.node_id, assignment.id) for i in ids]
         await store.dispatches.claim(placed, LEASE)
     return [*ids]

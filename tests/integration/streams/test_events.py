@@ -21,3 +21,21 @@ async def test_an_end_is_told_once_and_is_the_last_word_of_a_life(redis_url: str
         await publish_many(redis, [(job, "dispatched", {}), (job, "completed", {})])
         kinds = [event.kind for event in await replay(redis, job)]
         assert kinds[4:] == ["dispatched", "completed"]
+
+
+async def test_what_opened_a_life_is_not_told_again_in_the_next(redis_url: str) -> None:
+    job = str(uuid7())
+    opening = [(job, "queued", {"position": 1}), (job, "dispatched", {"attempt": 1})]
+    end = (job, "completed", {"status": "failed", "attempt": 2})
+    async with connect(redis_url) as redis:
+        await publish_many(redis, [*opening, (job, "requeued", {"attempt": 1})])
+        await publish_many(redis, [(job, "dispatched", {"attempt": 2}), end])
+        # All of it again, by writers that never heard that it had been written.
+        await publish_many(redis, [*opening, (job, "requeued", {"attempt": 1})])
+        await publish_many(redis, [(job, "dispatched", {"attempt": 2}), (job, "started", {}), end])
+        kinds = [event.kind for event in await replay(redis, job)]
+        assert kinds == ["queued", "dispatched", "requeued", "dispatched", "completed"]
+        await publish_many(redis, [(job, "requeued", {"attempt": 2}), opening[0]])
+        await publish_many(redis, [(job, "dispatched", {"attempt": 3})])
+        kinds = [event.kind for event in await replay(redis, job)]
+        assert kinds[5:] == ["requeued", "dispatched"]

@@ -12,7 +12,7 @@ import httpx
 
 from vyvo_dagster.client import calls
 from vyvo_dagster.client.calls import Call, Id, JobSpec, Json, Stream
-from vyvo_dagster.client.files import DOWNLOAD_TIMEOUT, draft_of, raise_for_download
+from vyvo_dagster.client.files import DOWNLOAD_TIMEOUT, draft_of, raise_for_download, store_away
 from vyvo_dagster.client.following import TIMEOUT, Following
 from vyvo_dagster.client.models import (
     Assignment,
@@ -225,25 +225,40 @@ class AsyncClient:
 
     async def download(self, presigned_url: str) -> bytes:
         """The bytes behind a presigned URL, in memory; see save for large ones."""
-        try:
+
+        async def read() -> bytes:
             async with self._plain() as http:
                 response = await http.get(presigned_url)
-        except httpx.TransportError as error:
-            raise Unavailable(f"cannot reach the object store: {error}") from error
-        raise_for_download(response.status_code)
-        return response.content
+            raise_for_download(response.status_code)
+            return response.content
+
+        return await self._downloaded(read)
 
     async def save(self, presigned_url: str, path: Path) -> Path:
         """Stream what is behind a presigned URL into a file, which appears when it is whole."""
-        try:
+
+        async def write() -> Path:
             async with self._plain() as http, http.stream("GET", presigned_url) as response:
                 raise_for_download(response.status_code)
                 with draft_of(path) as file:
                     async for chunk in response.aiter_bytes(_CHUNK):
                         await asyncio.to_thread(file.write, chunk)
-        except httpx.TransportError as error:
-            raise Unavailable(f"cannot reach the object store: {error}") from error
-        return path
+            return path
+
+        return await self._downloaded(write)
+
+    async def _downloaded(self, work: Callable[[], Awaitable[T]]) -> T:
+        tried = 0
+        while True:
+            tried += 1
+            try:
+                with store_away():
+                    return await work()
+            except Unavailable:
+                pause = self._retry.after_failed_download(tried)
+                if pause is None:
+                    raise
+            await asyncio.sleep(pause)
 
     async def submit_build(
         self, body: Json, *, idempotency_key: str | None = None

@@ -11,7 +11,7 @@ import httpx
 
 from vyvo_dagster.client import calls
 from vyvo_dagster.client.calls import Call, Id, JobSpec, Json, Stream
-from vyvo_dagster.client.files import DOWNLOAD_TIMEOUT, draft_of, raise_for_download
+from vyvo_dagster.client.files import DOWNLOAD_TIMEOUT, draft_of, raise_for_download, store_away
 from vyvo_dagster.client.following import TIMEOUT, Following
 from vyvo_dagster.client.models import (
     Assignment,
@@ -220,18 +220,20 @@ class Client:
 
     def download(self, presigned_url: str) -> bytes:
         """The bytes behind a presigned URL, in memory; see save for large ones."""
-        try:
+
+        def read() -> bytes:
             response = httpx.get(
                 presigned_url, timeout=DOWNLOAD_TIMEOUT, trust_env=False, verify=self._verify
             )
-        except httpx.TransportError as error:
-            raise Unavailable(f"cannot reach the object store: {error}") from error
-        raise_for_download(response.status_code)
-        return response.content
+            raise_for_download(response.status_code)
+            return response.content
+
+        return self._downloaded(read)
 
     def save(self, presigned_url: str, path: Path) -> Path:
         """Stream what is behind a presigned URL into a file, which appears when it is whole."""
-        try:
+
+        def write() -> Path:
             with httpx.stream(
                 "GET", presigned_url, timeout=DOWNLOAD_TIMEOUT, trust_env=False, verify=self._verify
             ) as response:
@@ -239,9 +241,22 @@ class Client:
                 with draft_of(path) as file:
                     for chunk in response.iter_bytes():
                         file.write(chunk)
-        except httpx.TransportError as error:
-            raise Unavailable(f"cannot reach the object store: {error}") from error
-        return path
+            return path
+
+        return self._downloaded(write)
+
+    def _downloaded(self, work: Callable[[], T]) -> T:
+        tried = 0
+        while True:
+            tried += 1
+            try:
+                with store_away():
+                    return work()
+            except Unavailable:
+                pause = self._retry.after_failed_download(tried)
+                if pause is None:
+                    raise
+            time.sleep(pause)
 
     def submit_build(self, body: Json, *, idempotency_key: str | None = None) -> BuildAccepted:
         """Queue a build; `body` as `POST /api/builds` takes it."""

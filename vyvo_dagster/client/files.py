@@ -14,7 +14,7 @@ import httpx
 from vyvo_dagster.client.models import Artifact
 from vyvo_dagster.errors import NotFound, Unavailable
 
-__all__ = ["DOWNLOAD_TIMEOUT", "artifact_name", "draft_of", "raise_for_download"]
+__all__ = ["DOWNLOAD_TIMEOUT", "artifact_name", "draft_of", "raise_for_download", "store_away"]
 
 DOWNLOAD_TIMEOUT: Final = httpx.Timeout(60.0, connect=10.0)
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._-]+")
@@ -50,3 +50,12 @@ def raise_for_download(status: int) -> None:
         )
     if not 200 <= status < 300:
         raise Unavailable(f"the object store answered {status}")
+
+
+@contextmanager
+def store_away() -> Generator[None]:
+    """Turn a lost connection to the object store into Unavailable."""
+    try:
+        yield
+    except httpx.TransportError as error:
+        raise Unavailable(f"cannot reach the object store: {error}") from error

@@ -76,5 +76,9 @@ class RetryPolicy:
             return None
         return self._pause(tried)
 
+    def after_failed_download(self, tried: int) -> float | None:
+        """Pause before the next try, None to give up; reading again does no harm."""
+        return None if tried > self.retries else self._pause(tried)
+
     def _pause(self, tried: int) -> float:
         return min(self.first * 2 ** (tried - 1), self.longest) * (0.5 + self.jitter() / 2)

@@ -276,3 +276,29 @@ async def test_artifacts_are_saved_whole_or_not_at_all(
     with pytest.raises(NotFound):
         client.save(gone, tmp_path / "c" / "none.png")
     assert list((tmp_path / "c").glob("*")) == []
+
+
+async def test_a_download_is_tried_again_while_the_store_is_starting(
+    client: Client, awaited: AsyncClient, api: Api, tmp_path: Path
+) -> None:
+    assert api.s3.endpoint is not None
+    proxy = FaultyProxy(api.s3.endpoint)
+    try:
+        store = ObjectStore(
+            api.s3.model_copy(update={"endpoint": proxy.url, "public_endpoint": None})
+        )
+        bucket, source = f"{api.s3.bucket_prefix}image", tmp_path / "source"
+        source.write_bytes(b"x" * 100_000)
+        store.put_file(bucket, "client/two.png", source)
+        url = store.presign_get(f"s3://{bucket}/client/two.png", 60)
+        starting = answering(refusal("500 Internal Server Error", "none"))
+        proxy.faults += [starting, dropping]
+        assert client.download(url) == source.read_bytes()
+        proxy.faults += [dropping, starting]
+        saved = await awaited.save(url, tmp_path / "two.png")
+        assert saved.read_bytes() == source.read_bytes()
+        proxy.faults += [starting] * 5
+        with pytest.raises(Unavailable, match="answered 500"):
+            client.download(url)
+    finally:
+        proxy.close()

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Annotated, Any, Final
 
 import httpx
@@ -22,9 +23,12 @@ from api.jobs.rates import Rates
 from api.jobs.registry import Registry
 from api.jobs.reports import Reports
 from api.jobs.schema_check import InputSchemas
+from api.nodes.answers import Answers
+from api.nodes.beats import Beats
 from vyvo_dagster.concurrency import cancel_all
 from vyvo_dagster.dispatch.relay import Relay
 from vyvo_dagster.domain.model import Modality
+from vyvo_dagster.domain.node import HeartbeatPolicy
 from vyvo_dagster.errors import Unavailable
 from vyvo_dagster.objects import ObjectStore
 from vyvo_dagster.scaling.scalers import make_scalers
@@ -68,6 +72,8 @@ class Context:
     gateway: Gateway
     rates: Rates
     pools: PoolWorker
+    beats: Beats
+    heartbeat_answers: Answers
     stopping: asyncio.Event
     """Set when the process stops: event streams end."""
     _group: asyncio.TaskGroup
@@ -148,7 +154,8 @@ async def open_context(settings: Settings, s3: S3Settings) -> AsyncGenerator[Con
                 pools=PoolWorker(
                     database, make_scalers(settings, os.environ), _place(settings), announcer.wake
                 ),
-                stopping=asyncio.Event(), _group=group,
+                beats=Beats(database, _policy(settings), timedelta(seconds=settings.lease_seconds)),
+                heartbeat_answers=Answers(), stopping=asyncio.Event(), _group=group,
             )  # fmt: skip
             try:
                 await _ensure_admin_key(context)
@@ -157,6 +164,7 @@ async def open_context(settings: Settings, s3: S3Settings) -> AsyncGenerator[Con
                 context.loop("registry", context.registry.run)
                 context.loop("gateway", context.gateway.write_groups)
                 context.loop("gateway announcer", context.gateway.announce_groups)
+                context.loop("heartbeats", context.beats.run)
                 context.loop("announcer", context.announcer.run)
                 context.loop("node pools", context.pools.run)
                 context.loop("key use", lambda: _note_use(context))
@@ -169,6 +177,12 @@ async def open_context(settings: Settings, s3: S3Settings) -> AsyncGenerator[Con
         await redis.aclose()
         await log_redis.aclose()
         await database.close()
+
+
+def _policy(settings: Settings) -> HeartbeatPolicy:
+    return HeartbeatPolicy(
+        timedelta(seconds=settings.suspect_seconds), timedelta(seconds=settings.lost_seconds)
+    )
 
 
 def _place(settings: Settings) -> str:

@@ -104,7 +104,9 @@ class Settings(BaseSettings):
         default=60.0, gt=0, description="Silence after which a node is lost."
     )
     lease_seconds: float = Field(
-        default=45.0, gt=0, description="Life of an attempt's lease between renewals."
+        default=60.0,
+        gt=0,
+        description="Life of an attempt's lease between renewals; as lost_seconds, or work moves earlier.",
     )
     max_attempts: int = Field(
         default=3, ge=1, description="Attempts of a job before it fails as node_lost."

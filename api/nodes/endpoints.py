@@ -4,7 +4,7 @@ from collections import defaultdict
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Response
 
 from api.auth import IsNode, NodesRead, NodesWrite, own_node, token_of
 from api.context import Ctx
@@ -41,12 +41,14 @@ async def register(
     return await join.register(context, holder, body)
 
 
-@router.post("/{node_id}/heartbeat", summary="Report a node and learn what it should run")
-async def heartbeat(
-    node_id: UUID, body: Heartbeat, principal: IsNode, context: Ctx
-) -> HeartbeatAnswer:
+@router.post(
+    "/{node_id}/heartbeat", summary="Report a node and learn what it should run",
+    response_model=HeartbeatAnswer,
+)  # fmt: skip
+async def heartbeat(node_id: UUID, body: Heartbeat, principal: IsNode, context: Ctx) -> Response:
     """By the node's own credential. 409 `stale_boot` asks the agent to join again."""
-    return await heartbeats.heartbeat(context, own_node(principal, node_id), body)
+    answer = await heartbeats.heartbeat(context, own_node(principal, node_id), body)
+    return Response(answer, media_type="application/json")
 
 
 @router.post("/{node_id}/reports", summary="Report many attempts at a time")

@@ -1,13 +1,14 @@
 """Heartbeats: what an agent sees goes in, what should be comes back.
 
-In the steady state that is four statements: the beat, its node, the leases, the assignments. Only
-what changed since the last heartbeat costs more.
+In the steady state a heartbeat is a place in a group's two statements (`api.nodes.beats`), and its
+answer is the one that was made before. Only what changed since the last one costs more.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, Final
 from uuid import UUID
 
 from uuid_utils.compat import uuid7
@@ -19,15 +20,10 @@ from vyvo_dagster.domain.model import Resources
 from vyvo_dagster.domain.node import ASSIGNMENT, AssignmentState, NodeEventKind, NodeState
 from vyvo_dagster.errors import StaleBoot
 from vyvo_dagster.protocol.job import AttemptStatus
-from vyvo_dagster.protocol.node import (
-    AttemptRef,
-    DesiredAssignment,
-    Heartbeat,
-    HeartbeatAnswer,
-    ObservedAssignment,
-)
+from vyvo_dagster.protocol.node import DesiredAssignment, Heartbeat, ObservedAssignment
 from vyvo_dagster.store.assignments import Observation
 from vyvo_dagster.store.attempts import Gone
+from vyvo_dagster.store.beats import Beat
 from vyvo_dagster.store.database import Store
 from vyvo_dagster.store.records import Assignment, Job, ModelVersion
 
@@ -39,6 +35,8 @@ _TOLD = {
     AssignmentState.FAILED: NodeEventKind.ASSIGNMENT_FAILED,
     AssignmentState.REMOVED: NodeEventKind.ASSIGNMENT_REMOVED,
 }
+_METRICS: Final = {"memory_available_bytes", "gpus", "running"}
+_DRAIN_GRACE_SECONDS: Final = 2.5
 
 
 @dataclass(slots=True)
@@ -48,30 +46,58 @@ class _Outcome:
     handed_back: list[Job] = field(default_factory=list[Job])
 
 
-async def heartbeat(context: Context, node_id: UUID, body: Heartbeat) -> HeartbeatAnswer:
-    """Note a heartbeat and answer it.
+async def heartbeat(context: Context, node_id: UUID, body: Heartbeat) -> str:
+    """Note a heartbeat; the JSON text of its `HeartbeatAnswer`.
 
     Raises:
         StaleBoot: another start of the agent took over, or the node was given up as lost.
     """
     now = datetime.now(UTC)
-    outcome = _Outcome()
-    metrics = body.model_dump(mode="json", include={"memory_available_bytes", "gpus", "running"})
     sent_at = body.sent_at if body.sent_at.tzinfo else body.sent_at.replace(tzinfo=UTC)
-    async with context.database.transaction() as store:
-        beat = await store.nodes.beat(
-            node_id, body.boot_id, metrics, (sent_at - now).total_seconds()
+    heard = await context.beats.take(
+        Beat(
+            node_id, body.boot_id, body.model_dump_json(include=_METRICS),
+            (sent_at - now).total_seconds(), [(ref.job_id, ref.attempt) for ref in body.running],
         )
-        if beat is None:
+    )  # fmt: skip
+    basis = (heard.fingerprint, body.boot_id, *_said(body))
+    desired = None if body.leaving else context.heartbeat_answers.get(node_id, basis)
+    outcome = _Outcome(wake=heard.state is not heard.before)
+    if desired is None:
+        desired = await _compared(context, node_id, body, outcome)
+        if not outcome.changed:
+            context.heartbeat_answers.keep(node_id, basis, desired)
+    if outcome.changed or outcome.wake:
+        context.registry.drop()
+    if outcome.handed_back:
+        context.relay.kick()
+        await context.announcer.changes(outcome.handed_back)
+    if outcome.wake:
+        context.announcer.wake()
+    fenced = [{"job_id": str(job_id), "attempt": attempt} for job_id, attempt in heard.fenced]
+    grace = _DRAIN_GRACE_SECONDS if heard.overdue else None
+    return (
+        f'{{"server_time":"{now.isoformat()}","assignments":{desired},'
+        f'"fenced":{json.dumps(fenced)},"fence_grace_seconds":{json.dumps(grace)}}}'
+    )
+
+
+def _said(body: Heartbeat) -> tuple[object, ...]:
+    """What of a heartbeat may change rows other than the node's own."""
+    return (
+        tuple((a.assignment_id, a.state, a.detail, a.slots) for a in body.assignments),
+        tuple((gpu.index, gpu.lost) for gpu in body.gpus),
+    )
+
+
+async def _compared(context: Context, node_id: UUID, body: Heartbeat, outcome: _Outcome) -> str:
+    """Record what the rows do not say yet; the assignments that the node should have, as JSON."""
+    async with context.database.transaction() as store:
+        node = await store.nodes.current(node_id, body.boot_id)
+        if node is None:
             raise StaleBoot("this start of the agent is not the node's current one; join again")
-        if beat[0] is not NodeState.READY:
+        if await gpus.observe(store, node, body.gpus):
             outcome.wake = outcome.changed = True
-            await store.nodes.add_event(id=uuid7(), node_id=node_id, kind=NodeEventKind.READY)
-        if await gpus.observe(store, beat[1], body.gpus):
-            outcome.wake = outcome.changed = True
-        refs = [(ref.job_id, ref.attempt) for ref in body.running]
-        lease = timedelta(seconds=context.settings.lease_seconds)
-        fenced = await store.attempts.renew(node_id, refs, lease)
         loaded = await store.assignments.loaded_with(node_id)
         if await _observe(store, node_id, loaded, body.assignments, outcome):
             outcome.changed = True
@@ -79,18 +105,8 @@ async def heartbeat(context: Context, node_id: UUID, body: Heartbeat) -> Heartbe
         if body.leaving:
             await _leave(store, node_id, outcome)
             outcome.changed = True
-    if outcome.changed:
-        context.registry.drop()
-    if outcome.handed_back:
-        context.relay.kick()
-        await context.announcer.changes(outcome.handed_back)
-    if outcome.wake:
-        context.announcer.wake()
-    return HeartbeatAnswer(
-        server_time=now,
-        assignments=[_desired(a, v) for a, v in loaded if a.state is not AssignmentState.REMOVING],
-        fenced=[AttemptRef(job_id=job_id, attempt=attempt) for job_id, attempt in fenced],
-    )
+    shown = [_desired(a, v) for a, v in loaded if a.state is not AssignmentState.REMOVING]
+    return f"[{','.join(desired.model_dump_json() for desired in shown)}]"
 
 
 async def _observe(

@@ -1,16 +1,13 @@
 """Placement, as properties over generated clusters."""
 
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vyvo_dagster.domain.node import AssignmentState, HeartbeatPolicy, NodeState
+from vyvo_dagster.domain.node import AssignmentState, NodeState
 from vyvo_dagster.domain.placement import Candidate, choose, place
-
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @st.composite
@@ -85,12 +82,3 @@ def test_placing_many_is_placing_one_after_the_other(
     for candidate in found:
         taken = sum(1 for c in together if c is not None and c == candidate)
         assert taken <= candidate.free_slots
-
-
-def test_silence_makes_a_node_suspect_then_lost_and_lost_stays() -> None:
-    policy = HeartbeatPolicy(timedelta(seconds=30), timedelta(seconds=60))
-    at = [
-        policy.state(NodeState.READY, NOW, NOW + timedelta(seconds=s)) for s in (0, 29, 30, 59, 60)
-    ]
-    assert at == ["ready", "ready", "suspect", "suspect", "lost"]
-    assert policy.state(NodeState.LOST, NOW, NOW) is NodeState.LOST

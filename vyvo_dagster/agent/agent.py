@@ -182,7 +182,7 @@ class Agent:
             )
 
         async def applied(body: Heartbeat, answer: HeartbeatAnswer) -> None:
-            attempts.fence(answer.fenced)
+            attempts.fence(answer.fenced, answer.fence_grace_seconds)
             reconciler.acknowledge(body.assignments)
             await reconciler.apply(answer.assignments, session, preparation)
 

@@ -88,12 +88,17 @@ class Attempt:
         self._taken = time.monotonic()
         self._timings: dict[str, float] = {}
 
-    def stop(self, reason: StopReason) -> None:
-        """Ask for its end. Being fenced outweighs, otherwise the first reason holds."""
+    def stop(self, reason: StopReason, grace: float | None = None) -> None:
+        """Ask for its end. Being fenced outweighs, otherwise the first reason holds.
+
+        Args:
+            grace: seconds that the prediction has after its cancel; unset, as long as is usual for
+                the reason.
+        """
         if self.reason is None or reason is StopReason.FENCED:
             self.reason = reason
         if self._scope is not None and self._winding_down is None:
-            self._winding_down = asyncio.create_task(self._wind_down(self._scope))
+            self._winding_down = asyncio.create_task(self._wind_down(self._scope, grace))
 
     async def outcome(self) -> CompletionReport | None:
         """Run to the end; None when nothing is to be reported."""
@@ -117,10 +122,10 @@ class Attempt:
         )
         return report if ended_well and report is not None else self._stopped()
 
-    async def _wind_down(self, scope: asyncio.Timeout) -> None:
+    async def _wind_down(self, scope: asyncio.Timeout, given: float | None) -> None:
         """Cancel on the runner, give it time, kill the runner, and cut."""
         leaving = self.reason is StopReason.LEAVING
-        grace = _LEAVING_GRACE if leaving else _GRACE
+        grace = given if given is not None else _LEAVING_GRACE if leaving else _GRACE
         loaded = self._loaded
         if loaded is not None:
             try:
@@ -133,7 +138,7 @@ class Attempt:
             _log.warning(
                 "job %s does not heed its cancellation: killing its runner", self.order.job_id
             )
-            loaded.kill(f"killed: a prediction did not heed its cancel for {grace:.0f} s")
+            loaded.kill(f"killed: a prediction did not heed its cancel for {grace:g} s")
         _cut(scope)
 
     async def _work(self) -> CompletionReport:

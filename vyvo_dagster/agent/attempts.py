@@ -80,12 +80,12 @@ class Attempts:
             report = CompletionReport(attempt=order.attempt, status=AttemptStatus.CANCELED)
             self._own(self._complete(order.job_id, report, None), f"cancel {order.job_id}")
 
-    def fence(self, refs: Iterable[AttemptRef]) -> None:
-        """End attempts that are this node's no more, without a report."""
+    def fence(self, refs: Iterable[AttemptRef], grace: float | None = None) -> None:
+        """End attempts that are this node's no more, without a report; `grace` as `Attempt.stop`'s."""
         for ref in refs:
             if attempt := self._held.get((ref.job_id, ref.attempt)):
                 _log.info("job %s attempt %d is fenced", ref.job_id, ref.attempt)
-                attempt.stop(StopReason.FENCED)
+                attempt.stop(StopReason.FENCED, grace)
 
     def fence_all(self) -> None:
         """End everything without a report: the session that held it is over."""

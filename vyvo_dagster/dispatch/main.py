@@ -21,6 +21,7 @@ from vyvo_dagster.dispatch.relay import Relay
 from vyvo_dagster.dispatch.repair import Repair
 from vyvo_dagster.dispatch.upkeep import Upkeep
 from vyvo_dagster.dispatch.webhooks import WebhookSender
+from vyvo_dagster.domain.node import HeartbeatPolicy
 from vyvo_dagster.settings import Settings
 from vyvo_dagster.store.database import Database
 from vyvo_dagster.streams.client import connect
@@ -47,8 +48,9 @@ async def orchestrate(settings: Settings, stop: asyncio.Event) -> None:
     upkeep = Upkeep(
         database,
         redis,
-        suspect_after=timedelta(seconds=settings.suspect_seconds),
-        lost_after=timedelta(seconds=settings.lost_seconds),
+        policy=HeartbeatPolicy(
+            timedelta(seconds=settings.suspect_seconds), timedelta(seconds=settings.lost_seconds)
+        ),
         patience=timedelta(seconds=2 * settings.heartbeat_seconds),
     )
 

@@ -12,7 +12,7 @@ from uuid_utils.compat import uuid7
 from vyvo_dagster.dispatch.duties import loops
 from vyvo_dagster.dispatch.requeue import publish_job_changes, requeue_lost, retry_due
 from vyvo_dagster.domain.job import JobState
-from vyvo_dagster.domain.node import NodeEventKind, NodeState
+from vyvo_dagster.domain.node import HeartbeatPolicy, NodeEventKind, NodeState
 from vyvo_dagster.store.attempts import LOST, Gone
 from vyvo_dagster.store.database import Database
 from vyvo_dagster.streams.client import AsyncRedis
@@ -26,13 +26,14 @@ _BATCH = 500
 _OUTAGE_SECONDS = 5.0
 # The agent's own 10 s of grace and its kill of the runner, with room for the report.
 _CANCEL_GRACE = timedelta(seconds=20)
+_SILENT = {NodeState.SUSPECT: NodeEventKind.SUSPECT, NodeState.LOST: NodeEventKind.LOST}
 
 
 class Upkeep:
     """Periodic duties; each is one short transaction, and any number of orchestrators may do them.
 
     Args:
-        suspect_after, lost_after: silence of a node that makes it so.
+        policy: when silence of a node makes it suspect, then lost.
         patience: time that silence is not held against nodes after a start or an outage.
     """
 
@@ -41,14 +42,12 @@ class Upkeep:
         database: Database,
         redis: AsyncRedis,
         *,
-        suspect_after: timedelta,
-        lost_after: timedelta,
+        policy: HeartbeatPolicy,
         patience: timedelta = timedelta(0),
     ) -> None:
         self._database = database
         self._redis = redis
-        self._suspect_after = suspect_after
-        self._lost_after = lost_after
+        self._policy = policy
         self._patience = patience.total_seconds()
         self._seen_at = -math.inf
         self._patient_until = -math.inf
@@ -107,15 +106,10 @@ class Upkeep:
     async def watch_nodes(self) -> None:
         """Mark silent nodes suspect, then lost. Their attempts go back when their leases end."""
         async with self._database.transaction() as store:
-            for states, silence, to, kind in (
-                (
-                    {NodeState.READY, NodeState.SUSPECT, NodeState.JOINING},
-                    self._lost_after,
-                    NodeState.LOST,
-                    NodeEventKind.LOST,
-                ),
-                ({NodeState.READY}, self._suspect_after, NodeState.SUSPECT, NodeEventKind.SUSPECT),
-            ):
-                for node_id in await store.nodes.silent(frozenset(states), silence, to):
-                    log.warning("node %s is %s", node_id, to)
-                    await store.nodes.add_event(id=uuid7(), node_id=node_id, kind=kind)
+            moved = await store.nodes.quiet(self._policy, _BATCH)
+            for quiet, to in moved:
+                log.warning("node %s is %s: silent for %s", quiet.name, to, quiet.silence)
+                await store.nodes.add_event(
+                    id=uuid7(), node_id=quiet.id, kind=_SILENT[to],
+                    detail={"silent_seconds": round(quiet.silence.total_seconds(), 3)},
+                )  # fmt: skip

@@ -2,8 +2,9 @@
 
 import re
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from enum import StrEnum
+from typing import ClassVar
 
 from vyvo_dagster.domain.state import StateMachine
 from vyvo_dagster.errors import InvalidInput
@@ -52,9 +53,13 @@ class NodeEventKind(StrEnum):
     ASSIGNMENT_READY = "assignment_ready"
     ASSIGNMENT_FAILED = "assignment_failed"
     ASSIGNMENT_REMOVED = "assignment_removed"
+    ASSIGNMENT_MOVED = "assignment_moved"
+    UNASSIGNED = "unassigned"
     CORDONED = "cordoned"
     UNCORDONED = "uncordoned"
     DRAINING = "draining"
+    DRAINED = "drained"
+    DRAIN_DEADLINE = "drain_deadline"
     GPU_LOST = "gpu_lost"
     GPU_BACK = "gpu_back"
 
@@ -88,21 +93,61 @@ ASSIGNMENT: StateMachine[AssignmentState] = StateMachine(
 
 @dataclass(frozen=True, slots=True)
 class HeartbeatPolicy:
-    """When silence changes a node's state, by the server's clock only."""
+    """What silence and heartbeats make of a node, by the server's clock only.
+
+    A node that was suspect is ready again by its first heartbeat, but not one that has been so
+    again and again: from the second time on it stays suspect until it was heard without a gap for
+    a probation, which is `suspect_after` and doubles with each time. Its suspicions are forgotten
+    once there was none for `MEMORY` times `suspect_after`.
+
+    Raises:
+        InvalidInput: silence would make a node lost before it makes it suspect.
+    """
 
     suspect_after: timedelta
     lost_after: timedelta
 
-    def state(self, current: NodeState, last_heartbeat: datetime, now: datetime) -> NodeState:
-        """The state of a node last heard at `last_heartbeat`; LOST is left only by joining again."""
-        if current is NodeState.LOST:
-            return NodeState.LOST
-        silence = now - last_heartbeat
-        if silence >= self.lost_after:
+    MEMORY: ClassVar[int] = 20
+    LONGEST_PROBATION: ClassVar[int] = 8
+    """In times of `suspect_after`."""
+
+    def __post_init__(self) -> None:
+        if not timedelta(0) < self.suspect_after < self.lost_after:
+            raise InvalidInput(
+                f"a node must be suspect before it is lost: {self.suspect_after} and {self.lost_after}"
+            )
+
+    @property
+    def forgets_after(self) -> timedelta:
+        """Time without a suspicion after which earlier ones count no more."""
+        return self.MEMORY * self.suspect_after
+
+    def probation(self, suspicions: int) -> timedelta:
+        """How long a node must be heard without a gap that became suspect for the n-th time."""
+        if suspicions < 2:
+            return timedelta(0)
+        return min(2 ** min(suspicions - 2, 8), self.LONGEST_PROBATION) * self.suspect_after
+
+    def silent(self, current: NodeState, silence: timedelta) -> NodeState:
+        """The state of a node that was last heard `silence` ago; LOST is left by joining only."""
+        if current is NodeState.LOST or silence >= self.lost_after:
             return NodeState.LOST
         if current is NodeState.READY and silence >= self.suspect_after:
             return NodeState.SUSPECT
         return current
+
+    def heard(self, current: NodeState, suspicions: int, heard_for: timedelta) -> NodeState:
+        """The state of a node by a heartbeat now; a lost one is not taken back.
+
+        Args:
+            suspicions: how often it became suspect, the last time included.
+            heard_for: time since its first heartbeat after its last gap.
+        """
+        if current is NodeState.LOST:
+            return NodeState.LOST
+        if current is NodeState.SUSPECT and heard_for < self.probation(suspicions):
+            return NodeState.SUSPECT
+        return NodeState.READY
 
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")

@@ -147,3 +147,7 @@ class HeartbeatAnswer(_Model):
     server_time: datetime
     assignments: list[DesiredAssignment]
     fenced: list[AttemptRef] = Field(default_factory=list[AttemptRef])
+    fence_grace_seconds: float | None = Field(
+        default=None,
+        description="What a prediction of `fenced` has after its cancel; null for the usual 10 s.",
+    )

@@ -9,10 +9,11 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from vyvo_dagster.domain.node import ASSIGNMENT, AssignmentState, NodeState
+from vyvo_dagster.store.node_tables import assignments, nodes
 from vyvo_dagster.store.notify import REGISTRY_CHANNEL, notify
 from vyvo_dagster.store.records import Assignment, ModelVersion
 from vyvo_dagster.store.rows import record
-from vyvo_dagster.store.tables import assignments, model_versions, nodes
+from vyvo_dagster.store.tables import model_versions
 
 __all__ = ["AssignmentRepository", "Observation"]
 

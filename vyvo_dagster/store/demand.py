@@ -11,7 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from vyvo_dagster.domain.job import JobState
 from vyvo_dagster.domain.node import AssignmentState
 from vyvo_dagster.store.models import SERVABLE
-from vyvo_dagster.store.tables import assignments, model_versions
+from vyvo_dagster.store.node_tables import assignments
+from vyvo_dagster.store.tables import model_versions
 
 __all__ = ["DemandRepository", "InForce", "Wanted"]
 

@@ -1,6 +1,7 @@
 """Nodes, their capabilities and their history."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -9,15 +10,25 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from vyvo_dagster.domain.node import NodeEventKind, NodeState
+from vyvo_dagster.domain.node import HeartbeatPolicy, NodeEventKind, NodeState
+from vyvo_dagster.store.node_tables import node_capabilities, node_events, nodes
 from vyvo_dagster.store.notify import REGISTRY_CHANNEL, notify
 from vyvo_dagster.store.records import Node, NodeEvent
 from vyvo_dagster.store.rows import page, record
-from vyvo_dagster.store.tables import node_capabilities, node_events, nodes
 
-__all__ = ["NodeRepository"]
+__all__ = ["NodeRepository", "Quiet"]
 
 _N = nodes.c
+
+
+@dataclass(frozen=True, slots=True)
+class Quiet:
+    """A node, the state that it was in, and how long nothing was heard of it."""
+
+    id: UUID
+    name: str
+    state: NodeState
+    silence: timedelta
 
 
 def _select() -> sa.Select[Any]:
@@ -30,7 +41,7 @@ def _select() -> sa.Select[Any]:
 
 
 class NodeRepository:
-    """SQL over nodes, node_capabilities and node_events."""
+    """SQL over nodes, node_capabilities and node_events; heartbeats are in `store.beats`."""
 
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
@@ -75,36 +86,15 @@ class NodeRepository:
         await notify(self._connection, REGISTRY_CHANNEL, str(node_id))
         return node_id, None if old is None or old.boot_id == boot_id else old.boot_id
 
-    async def beat(
-        self, id: UUID, boot_id: UUID, metrics: Mapping[str, Any], clock_skew_seconds: float
-    ) -> tuple[NodeState, Node] | None:
-        """Note a heartbeat; None when `boot_id` is not the node's current one or the node is lost.
-
-        Returns the state before and the node after it: a suspect node is ready again.
-        """
-        before = sa.select(_N.id, _N.state).where(_N.id == id).with_for_update().cte("before")
-        updated = (
-            await self._connection.execute(
-                sa.update(nodes)
-                .where(
-                    _N.id == before.c.id, _N.boot_id == boot_id, before.c.state != NodeState.LOST
-                )
-                .values(
-                    state=NodeState.READY,
-                    metrics=dict(metrics),
-                    last_heartbeat_at=sa.func.now(),
-                    clock_skew_seconds=clock_skew_seconds,
-                )
-                .returning(before.c.state)
-            )
-        ).scalar()
-        if updated is None:
-            return None
-        if updated != NodeState.READY:
-            await notify(self._connection, REGISTRY_CHANNEL, str(id))
-        node = await self.get(id)
-        assert node is not None
-        return NodeState(updated), node
+    async def current(self, id: UUID, boot_id: UUID) -> Node | None:
+        """A node, locked, if `boot_id` is its current start and it was not given up as lost."""
+        row = await self._connection.execute(
+            _select()
+            .where(_N.id == id, _N.boot_id == boot_id, _N.state != NodeState.LOST)
+            .with_for_update(of=nodes)
+        )
+        found = row.mappings().first()
+        return None if found is None else record(Node, found)
 
     async def set_capabilities(self, id: UUID, capabilities: Mapping[str, Any]) -> None:
         """Note what a node has from now on."""
@@ -141,19 +131,34 @@ class NodeRepository:
         await notify(self._connection, REGISTRY_CHANNEL, str(id))
         return result.rowcount > 0
 
-    async def silent(
-        self, states: frozenset[NodeState], silence: timedelta, to: NodeState
-    ) -> list[UUID]:
-        """Move nodes not heard of for `silence`, by the server's clock; returns which."""
+    async def quiet(self, policy: HeartbeatPolicy, limit: int) -> list[tuple[Quiet, NodeState]]:
+        """Move nodes whose silence changes their state, by the server's clock; each with its new state.
+
+        One that another transaction holds is passed over: it may be heard just now.
+        """
         rows = await self._connection.execute(
-            sa.update(nodes)
-            .where(_N.state.in_(states), _N.last_heartbeat_at < sa.func.now() - silence)
-            .values(state=to)
-            .returning(_N.id)
+            sa.select(_N.id, _N.name, _N.state, sa.func.now() - _N.last_heartbeat_at)
+            .where(
+                _N.state != NodeState.LOST,
+                _N.last_heartbeat_at <= sa.func.now() - policy.suspect_after,
+            )
+            .order_by(_N.id)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
         )
-        moved = list(rows.scalars())
+        found = [Quiet(id_, name, NodeState(state), silence) for id_, name, state, silence in rows]
+        moved = [(q, policy.silent(q.state, q.silence)) for q in found]
+        moved = [(quiet, to) for quiet, to in moved if to is not quiet.state]
+        for to in {to for _, to in moved}:
+            values: dict[str, Any] = {"state": to, "heard_since": None}
+            if to is NodeState.SUSPECT:
+                recent = _N.suspect_at > sa.func.now() - policy.forgets_after
+                values["suspicions"] = sa.case((recent, _N.suspicions + 1), else_=1)
+                values["suspect_at"] = sa.func.now()
+            ids = [quiet.id for quiet, state in moved if state is to]
+            await self._connection.execute(sa.update(nodes).where(_N.id.in_(ids)).values(**values))
         if moved:
-            await notify(self._connection, REGISTRY_CHANNEL, str(moved[0]))
+            await notify(self._connection, REGISTRY_CHANNEL, str(moved[0][0].id))
         return moved
 
     async def set_flags(self, id: UUID, **flags: bool) -> bool:

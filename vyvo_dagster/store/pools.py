@@ -13,9 +13,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from vyvo_dagster.domain.job import JobState
 from vyvo_dagster.domain.node import NodeState
 from vyvo_dagster.domain.pool import OPERATION, Member, OperationState, Policy, ScalerKind
+from vyvo_dagster.store.node_tables import nodes
 from vyvo_dagster.store.pool_tables import node_pool_operations, node_pools
 from vyvo_dagster.store.rows import page, record
-from vyvo_dagster.store.tables import jobs, nodes
+from vyvo_dagster.store.tables import jobs
 
 __all__ = ["Operation", "Pool", "PoolRepository"]
 

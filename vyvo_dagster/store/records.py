@@ -109,6 +109,10 @@ class Node:
     boot_id: UUID
     cordoned: bool
     draining: bool
+    drain_started_at: datetime | None
+    drain_deadline_at: datetime | None
+    drained_at: datetime | None
+    suspicions: int
     labels: Mapping[str, str]
     metrics: Mapping[str, Any]
     last_heartbeat_at: datetime
@@ -142,6 +146,7 @@ class Assignment:
     updated_at: datetime
     ready_at: datetime | None
     on_demand: bool
+    used_at: datetime | None
     model_id: str
     version: str
 

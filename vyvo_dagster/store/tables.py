@@ -10,7 +10,6 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from vyvo_dagster.domain.build import BuildBackend, BuildState
 from vyvo_dagster.domain.job import JobState, Priority
 from vyvo_dagster.domain.model import Modality, VersionState
-from vyvo_dagster.domain.node import AssignmentState, NodeState
 from vyvo_dagster.domain.webhook import DeliveryState
 from vyvo_dagster.store.columns import TIME as _TIME
 from vyvo_dagster.store.columns import UUID as _UUID
@@ -22,7 +21,6 @@ from vyvo_dagster.store.columns import one_of as _one_of
 __all__ = [
     "api_keys",
     "artifacts",
-    "assignments",
     "audit_log",
     "fair_shares",
     "idempotency_keys",
@@ -31,9 +29,6 @@ __all__ = [
     "metadata",
     "model_versions",
     "models",
-    "node_capabilities",
-    "node_events",
-    "nodes",
     "outbox",
     "runner_builds",
 ]
@@ -108,74 +103,6 @@ runner_builds = sa.Table(
     _one_of("backend", BuildBackend),
     sa.Index(None, "version_id"),
     sa.Index("runner_builds_open_idx", "created_at", postgresql_where=sa.text("state = 'queued'")),
-)
-
-nodes = sa.Table(
-    "nodes",
-    metadata,
-    _id(),
-    sa.Column("name", sa.Text, nullable=False, unique=True),
-    sa.Column("state", sa.Text, nullable=False),
-    sa.Column("boot_id", _UUID, nullable=False),
-    sa.Column("cordoned", sa.Boolean, nullable=False, server_default=sa.false()),
-    sa.Column("draining", sa.Boolean, nullable=False, server_default=sa.false()),
-    sa.Column("labels", JSONB, nullable=False, server_default="{}"),
-    sa.Column(
-        "metrics", JSONB, nullable=False, server_default="{}", comment="Of the last heartbeat."
-    ),
-    sa.Column("last_heartbeat_at", _TIME, nullable=False),
-    sa.Column("clock_skew_seconds", sa.Double, nullable=False, server_default="0"),
-    _now(),
-    _one_of("state", NodeState),
-)
-
-node_capabilities = sa.Table(
-    "node_capabilities",
-    metadata,
-    sa.Column("node_id", _UUID, sa.ForeignKey("nodes.id", ondelete="CASCADE"), primary_key=True),
-    sa.Column("capabilities", JSONB, nullable=False),
-    _now("updated_at"),
-)
-
-node_events = sa.Table(
-    "node_events",
-    metadata,
-    _id(),
-    sa.Column("node_id", _UUID, sa.ForeignKey("nodes.id", ondelete="CASCADE"), nullable=False),
-    sa.Column("kind", sa.Text, nullable=False),
-    sa.Column("detail", JSONB, nullable=False, server_default="{}"),
-    _now(),
-    sa.Index(None, "node_id", "id"),
-)
-
-assignments = sa.Table(
-    "assignments",
-    metadata,
-    _id(),
-    sa.Column("node_id", _UUID, sa.ForeignKey("nodes.id", ondelete="CASCADE"), nullable=False),
-    sa.Column("version_id", _UUID, sa.ForeignKey("model_versions.id"), nullable=False),
-    sa.Column("state", sa.Text, nullable=False),
-    sa.Column("detail", sa.Text),
-    sa.Column("slots", sa.Integer, nullable=False, server_default="1"),
-    _now(),
-    _now("updated_at"),
-    sa.Column("ready_at", _TIME),
-    sa.Column(
-        "on_demand",
-        sa.Boolean,
-        nullable=False,
-        server_default=sa.false(),
-        comment="Made by the orchestrator, since jobs waited.",
-    ),
-    _one_of("state", AssignmentState),
-    # One assignment in force per node and version; removed ones stay as history.
-    sa.Index(
-        "assignments_in_force_key",
-        "node_id",
-        "version_id",
-        unique=True,
-        postgresql_where=sa.text("state <> 'removed'"),
-    ),
 )
 
 jobs = sa.Table(

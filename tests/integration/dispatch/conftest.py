@@ -1,6 +1,7 @@
 """A small world for dispatch: a ready version on a ready node, and an orchestrator beside it."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -16,9 +17,10 @@ from vyvo_dagster.dispatch.relay import Relay
 from vyvo_dagster.dispatch.requeue import announce
 from vyvo_dagster.domain.job import Priority
 from vyvo_dagster.domain.model import Modality, VersionState
-from vyvo_dagster.domain.node import AssignmentState
+from vyvo_dagster.domain.node import AssignmentState, HeartbeatPolicy
 from vyvo_dagster.settings import Settings
 from vyvo_dagster.store.assignments import Observation
+from vyvo_dagster.store.beats import Beat, Heard
 from vyvo_dagster.store.database import Database
 from vyvo_dagster.store.records import Job
 from vyvo_dagster.streams import keys
@@ -53,6 +55,14 @@ class World:
                 node_id, Observation(found.id, AssignmentState.READY, None, slots)
             )
         return node_id, boot
+
+    async def beat(self, node_id: UUID, boot: UUID, **metrics: Any) -> Heard | None:
+        """A heartbeat; None where it is refused."""
+        policy = HeartbeatPolicy(timedelta(seconds=30), timedelta(seconds=60))
+        beat = Beat(node_id, boot, json.dumps(metrics), 0.0)
+        async with self.database.transaction() as store:
+            heard = await store.beats.take({node_id: beat}, policy, timedelta(seconds=30))
+        return heard.get(node_id)
 
     async def submit(self, *priorities: Priority, ttl: float = 60.0, **values: Any) -> list[UUID]:
         """Queue one job for each priority, relayed by the orchestrator's sweep or at once."""

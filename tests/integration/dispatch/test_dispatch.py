@@ -168,8 +168,8 @@ async def test_a_silent_node_is_suspect_then_lost_and_gets_no_work(world: World)
                 if node is not None and node.state is state:
                     break
                 await asyncio.sleep(0.02)
+    assert await world.beat(node_id, boot) is None  # must join again
     async with world.database.transaction() as store:
-        assert await store.nodes.beat(node_id, boot, {}, 0.0) is None  # must join again
         kinds = [e.kind for e in await store.nodes.events(node_id, None, 10)]
     assert kinds == ["lost", "suspect"]
     (job_id,) = await world.submit(Priority.INTERACTIVE)

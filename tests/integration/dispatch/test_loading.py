@@ -27,7 +27,7 @@ async def gpu_node(world: World, free: int) -> UUID:
         )  # fmt: skip
         gpu = {"index": 0, "memory_total_bytes": free, "memory_used_bytes": 0,
                "utilization_ratio": 0}  # fmt: skip
-        await store.nodes.beat(node_id, boot, {"gpus": [gpu]}, 0.0)
+    await world.beat(node_id, boot, gpus=[gpu])
     return node_id
 
 

@@ -18,6 +18,7 @@ from vyvo_dagster.dispatch.board import Board
 from vyvo_dagster.dispatch.dispatcher import Dispatcher
 from vyvo_dagster.dispatch.upkeep import Upkeep
 from vyvo_dagster.domain.job import Priority
+from vyvo_dagster.domain.node import HeartbeatPolicy
 from vyvo_dagster.local.parts import start_part
 from vyvo_dagster.local.ports import Ports
 from vyvo_dagster.local.process import stop
@@ -207,8 +208,9 @@ async def test_silence_of_an_outage_is_not_held_against_nodes(world: World) -> N
     node_id, _ = await world.node()
     (job_id,) = await claim(world, node_id)
     duties = Upkeep(
-        world.database, world.redis, suspect_after=timedelta(seconds=30),
-        lost_after=timedelta(seconds=60), patience=timedelta(seconds=1.5),
+        world.database, world.redis,
+        policy=HeartbeatPolicy(timedelta(seconds=30), timedelta(seconds=60)),
+        patience=timedelta(seconds=1.5),
     )  # fmt: skip
     # As after an outage: the lease is over, and no heartbeat could be written.
     await world.execute(

@@ -111,6 +111,11 @@ class Settings(BaseSettings):
     max_attempts: int = Field(
         default=3, ge=1, description="Attempts of a job before it fails as node_lost."
     )
+    on_demand_idle_seconds: float = Field(
+        default=1800.0,
+        gt=0,
+        description="A version that was loaded since jobs waited is unloaded when unused for so long.",
+    )
     webhook_allow_loopback: bool = Field(
         default=False, description="Let webhooks go to this machine itself, by http too."
     )

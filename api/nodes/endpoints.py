@@ -1,10 +1,11 @@
 """/api/nodes: agents join and report, operators load versions and take nodes out."""
 
 from collections import defaultdict
+from datetime import timedelta
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Depends, Query, Response
 
 from api.auth import IsNode, NodesRead, NodesWrite, own_node, token_of
 from api.context import Ctx
@@ -15,6 +16,7 @@ from api.nodes import join, reports, service
 from api.nodes.schemas import (
     AssignmentView,
     AssignRequest,
+    DrainRequest,
     NodeEventView,
     NodeMetricsView,
     NodeView,
@@ -67,23 +69,26 @@ async def report(
 async def browse(
     _: NodesRead, context: Ctx, cursor: Cursor = None, limit: Limit = 50,
     state: NodeState | None = None,
+    name: Annotated[str | None, Query(max_length=255, description="Only the one of this name.")] = None,
 ) -> Listing[NodeView]:  # fmt: skip
     """Newest first, each with its assignments in force."""
     async with context.database.transaction() as store:
-        found = await store.nodes.browse(cursor, limit, state)
+        found = await store.nodes.browse(cursor, limit, state, name)
         shown, next_cursor = listing(found, limit)
         by_node: defaultdict[UUID, list[Assignment]] = defaultdict(list)
         for assignment in await store.assignments.of_nodes([n.id for n in shown]):
             by_node[assignment.node_id].append(assignment)
-    return Listing(items=[node_view(n, by_node[n.id]) for n in shown], next_cursor=next_cursor)
+        left = await store.moves.counts([n.id for n in shown if n.draining])
+    return Listing(
+        items=[node_view(n, by_node[n.id], left.get(n.id)) for n in shown], next_cursor=next_cursor
+    )
 
 
 @router.get("/{node_id}", summary="Get a node")
 async def get(node_id: UUID, _: NodesRead, context: Ctx) -> NodeView:
     """One node with its assignments in force."""
     async with context.database.transaction() as store:
-        node = await service.find(store, node_id)
-        return node_view(node, await store.assignments.of_node(node_id))
+        return await service.shown(store, node_id)
 
 
 @router.get("/{node_id}/events", summary="List a node's history")
@@ -140,26 +145,28 @@ async def remove(
 @router.post("/{node_id}/cordon", summary="Give a node no new jobs")
 async def cordon(node_id: UUID, principal: NodesWrite, context: Ctx) -> NodeView:
     """What runs there goes on."""
-    return node_view(
-        *await service.set_flags(context, principal, node_id, NodeEventKind.CORDONED, cordoned=True)
+    return await service.set_flags(
+        context, principal, node_id, NodeEventKind.CORDONED, cordoned=True
     )
 
 
 @router.post("/{node_id}/uncordon", summary="Give a node jobs again")
 async def uncordon(node_id: UUID, principal: NodesWrite, context: Ctx) -> NodeView:
-    """Ends a drain too."""
-    return node_view(
-        *await service.set_flags(
-            context, principal, node_id, NodeEventKind.UNCORDONED, cordoned=False, draining=False
-        )
+    """Ends a drain too; models that have moved stay where they are."""
+    return await service.set_flags(
+        context, principal, node_id, NodeEventKind.UNCORDONED, cordoned=False, draining=False
     )
 
 
 @router.post("/{node_id}/drain", summary="Drain a node")
-async def drain(node_id: UUID, principal: NodesWrite, context: Ctx) -> NodeView:
-    """No new jobs; what runs there ends in its own time."""
-    return node_view(
-        *await service.set_flags(
-            context, principal, node_id, NodeEventKind.DRAINING, cordoned=True, draining=True
-        )
-    )
+async def drain(
+    node_id: UUID, principal: NodesWrite, context: Ctx, body: DrainRequest | None = None
+) -> NodeView:
+    """No new jobs; what runs there ends in its own time, or at the deadline; its models move.
+
+    `drain` of the node says how far it is. A repeat begins anew, with another deadline. At the
+    deadline jobs go back to the queue, uncharged, and their attempts say `drain_deadline`.
+    """
+    seconds = None if body is None else body.deadline_seconds
+    deadline = None if seconds is None else timedelta(seconds=seconds)
+    return await service.drain(context, principal, node_id, deadline)

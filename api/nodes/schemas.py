@@ -9,11 +9,14 @@ from pydantic import BaseModel, Field
 
 from api.fields import Body
 from vyvo_dagster.domain.node import AssignmentState, NodeState
+from vyvo_dagster.store.moves import DrainCount
 from vyvo_dagster.store.records import Assignment, Node, NodeEvent
 
 __all__ = [
     "AssignRequest",
     "AssignmentView",
+    "DrainRequest",
+    "DrainView",
     "NodeEventView",
     "NodeMetricsView",
     "NodeView",
@@ -55,6 +58,28 @@ class AssignmentView(BaseModel):
     )
 
 
+class DrainRequest(Body):
+    """How a node is drained."""
+
+    deadline_seconds: int | None = Field(
+        None, ge=1, le=7 * 86400, examples=[600],
+        description="Then what still runs is ended and queued again elsewhere; null waits for it.",
+    )  # fmt: skip
+
+
+class DrainView(BaseModel):
+    """How far a drain is. It is over when nothing is left, or at its deadline."""
+
+    started_at: datetime | None
+    deadline_at: datetime | None
+    drained_at: datetime | None
+    jobs_left: int = Field(description="Jobs in flight there.")
+    models_to_move: list[str] = Field(
+        description="Versions without a place elsewhere yet.", examples=[["vyvo/digits@v1"]]
+    )
+    models_loaded: int = Field(description="Versions not unloaded yet.")
+
+
 class NodeView(BaseModel):
     """A node. `schedulable` is false while it is cordoned or drained."""
 
@@ -64,6 +89,7 @@ class NodeView(BaseModel):
     cordoned: bool
     draining: bool
     schedulable: bool
+    drain: DrainView | None = Field(description="Null unless it is drained.")
     labels: dict[str, str]
     capabilities: dict[str, Any]
     last_heartbeat_at: datetime
@@ -96,11 +122,21 @@ def assignment_view(assignment: Assignment) -> AssignmentView:
     return AssignmentView.model_validate(assignment, from_attributes=True)
 
 
-def node_view(node: Node, assignments: Sequence[Assignment]) -> NodeView:
-    """A node's row as it is shown, with its assignments in force."""
+def node_view(
+    node: Node, assignments: Sequence[Assignment], left: DrainCount | None = None
+) -> NodeView:
+    """A node's row as it is shown, with its assignments in force and, of a drain, what is left."""
+    drain = None
+    if node.draining:
+        drain = DrainView(
+            started_at=node.drain_started_at, deadline_at=node.drain_deadline_at,
+            drained_at=node.drained_at, jobs_left=0 if left is None else left.jobs,
+            models_to_move=[] if left is None else list(left.to_move),
+            models_loaded=0 if left is None else left.loaded,
+        )  # fmt: skip
     return NodeView(
         id=node.id, name=node.name, state=node.state, cordoned=node.cordoned,
-        draining=node.draining, schedulable=not (node.cordoned or node.draining),
+        draining=node.draining, drain=drain, schedulable=not (node.cordoned or node.draining),
         labels=dict(node.labels), capabilities=dict(node.capabilities),
         last_heartbeat_at=node.last_heartbeat_at, clock_skew_seconds=node.clock_skew_seconds,
         created_at=node.created_at, assignments=[assignment_view(a) for a in assignments],

@@ -1,6 +1,7 @@
 """What operators ask of nodes: load a version, remove it, cordon, drain."""
 
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -8,7 +9,7 @@ from uuid_utils.compat import uuid7
 
 from api.auth import Principal
 from api.context import Context
-from api.nodes.schemas import AssignRequest
+from api.nodes.schemas import AssignRequest, NodeView, node_view
 from vyvo_dagster.domain.model import VersionState, parse_model_id, parse_version
 from vyvo_dagster.domain.node import AssignmentState, NodeEventKind
 from vyvo_dagster.errors import Conflict, InvalidWeightsUri, NotFound
@@ -17,7 +18,7 @@ from vyvo_dagster.store.database import Store
 from vyvo_dagster.store.records import Assignment, ModelVersion, Node
 from vyvo_dagster.streams import keys
 
-__all__ = ["assign", "find", "remove", "set_flags"]
+__all__ = ["assign", "drain", "find", "remove", "set_flags", "shown"]
 
 _SERVABLE = (VersionState.READY, VersionState.ACTIVE)
 
@@ -72,9 +73,16 @@ async def remove(
     """Ask for an assignment's removal; a repeat changes nothing."""
     async with context.database.transaction() as store:
         await find(store, node_id)
+        before = await store.assignments.get(node_id, assignment_id)
         removed = await store.assignments.remove(node_id, assignment_id)
         if removed is None:
             raise NotFound("no such assignment on this node")
+        if before is not None and before.state is not removed.state:
+            await store.nodes.add_event(
+                id=uuid7(), node_id=node_id, kind=NodeEventKind.UNASSIGNED,
+                detail={"assignment_id": str(assignment_id), "model_id": removed.model_id,
+                        "version": removed.version, "by": principal.prefix},
+            )  # fmt: skip
         await _sync(store, node_id)
         await _audit(store, principal, "unassign", node_id, {"assignment_id": str(assignment_id)})
     context.registry.drop()
@@ -84,7 +92,7 @@ async def remove(
 
 async def set_flags(
     context: Context, principal: Principal, node_id: UUID, kind: NodeEventKind, **flags: bool
-) -> tuple[Node, list[Assignment]]:
+) -> NodeView:
     """Set cordoned or draining, and tell dispatch."""
     async with context.database.transaction() as store:
         if not await store.nodes.set_flags(node_id, **flags):
@@ -93,9 +101,35 @@ async def set_flags(
             id=uuid7(), node_id=node_id, kind=kind, detail={"by": principal.prefix}
         )
         await _audit(store, principal, str(kind), node_id, flags)
-        node, assignments = await find(store, node_id), await store.assignments.of_node(node_id)
+        view = await shown(store, node_id)
     context.announcer.wake()
-    return node, assignments
+    return view
+
+
+async def drain(
+    context: Context, principal: Principal, node_id: UUID, deadline: timedelta | None
+) -> NodeView:
+    """Cordon a node and let it end its jobs, for as long as the deadline says; its models move."""
+    seconds = None if deadline is None else deadline.total_seconds()
+    async with context.database.transaction() as store:
+        if not await store.nodes.set_flags(node_id, cordoned=True, draining=True):
+            raise NotFound("no such node")
+        await store.nodes.set_deadline(node_id, deadline)
+        detail = {"by": principal.prefix, "deadline_seconds": seconds}
+        await store.nodes.add_event(
+            id=uuid7(), node_id=node_id, kind=NodeEventKind.DRAINING, detail=detail
+        )
+        await _audit(store, principal, "drain", node_id, {"deadline_seconds": seconds})
+        view = await shown(store, node_id)
+    context.announcer.wake()
+    return view
+
+
+async def shown(store: Store, node_id: UUID) -> NodeView:
+    """One node as it is shown, else NotFound."""
+    node = await find(store, node_id)
+    left = await store.moves.counts([node_id]) if node.draining else {}
+    return node_view(node, await store.assignments.of_node(node_id), left.get(node_id))
 
 
 async def _version(store: Store, body: AssignRequest) -> ModelVersion:

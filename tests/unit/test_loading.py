@@ -1,11 +1,12 @@
 """Loading on demand, as properties over generated clusters."""
 
+from datetime import timedelta
 from uuid import UUID
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vyvo_dagster.domain.loading import Host, Loaded, Step, next_step, reserve
+from vyvo_dagster.domain.loading import Host, Idle, Loaded, Step, evict, expired, next_step, reserve
 from vyvo_dagster.domain.node import AssignmentState, NodeState
 
 IDS = [UUID(int=n) for n in range(1, 6)]
@@ -49,6 +50,7 @@ def test_one_load_at_a_time_on_a_node_that_can_and_has_not_failed(
         assert step.load_on in {h.node_id for h in can}
     if served:
         assert step == Step()
+        assert not step.no_room
     elif under_way:
         assert step.state in UNDER_WAY
     elif step.state is AssignmentState.FAILED:
@@ -79,4 +81,45 @@ def test_the_gpu_that_it_fits_most_tightly() -> None:
     )
     assert next_step([wide, tight], [], 20).load_on == tight.node_id
     assert next_step([wide, tight], [], 60).load_on == wide.node_id
-    assert next_step([wide, tight], [], 90) == Step()
+    assert next_step([wide, tight], [], 90) == Step(no_room=True)
+
+
+idle = st.lists(
+    st.builds(
+        Idle,
+        assignment_id=st.uuids(),
+        node_id=st.sampled_from(IDS),
+        gpu_memory_bytes=st.integers(0, 60),
+        idle_for=st.integers(0, 100).map(lambda s: timedelta(seconds=s)),
+    ),
+    max_size=8,
+    unique_by=lambda i: i.assignment_id,
+)
+
+
+@given(hosts, idle, st.integers(1, 120), st.sets(st.sampled_from(IDS)))
+def test_the_longest_idle_goes_where_that_helps_and_one_at_a_time(
+    found: list[Host], unused: list[Idle], needed: int, unloading: set[UUID]
+) -> None:
+    gone = evict(found, unused, needed, unloading)
+    useful = {
+        h.node_id
+        for h in found
+        if h.takes_work
+        and sum(h.free_gpu_bytes)
+        + sum(i.gpu_memory_bytes for i in unused if i.node_id == h.node_id)
+        >= needed
+    }
+    can = [i for i in unused if i.node_id in useful and i.gpu_memory_bytes > 0]
+    assert (gone is not None) == (bool(can) and not useful & unloading)
+    if gone is not None:
+        assert gone in can
+        assert gone.idle_for == max(i.idle_for for i in can)
+
+
+@given(idle)
+def test_idle_for_too_long(unused: list[Idle]) -> None:
+    limit = timedelta(seconds=50)
+    assert {i.assignment_id for i in expired(unused, limit)} == {
+        i.assignment_id for i in unused if i.idle_for >= limit
+    }

@@ -17,6 +17,7 @@ from vyvo_dagster.dispatch.dispatcher import Dispatcher
 from vyvo_dagster.dispatch.gauges import Gauges
 from vyvo_dagster.dispatch.health import serve
 from vyvo_dagster.dispatch.loading import Loading
+from vyvo_dagster.dispatch.moving import Mover
 from vyvo_dagster.dispatch.relay import Relay
 from vyvo_dagster.dispatch.repair import Repair
 from vyvo_dagster.dispatch.upkeep import Upkeep
@@ -84,7 +85,10 @@ async def orchestrate(settings: Settings, stop: asyncio.Event) -> None:
                     ).run(),
                     **upkeep.loops(),
                     **repair.loops(),
-                    **Loading(database, redis).loops(),
+                    **Loading(
+                        database, redis, timedelta(seconds=settings.on_demand_idle_seconds)
+                    ).loops(),
+                    **Mover(database, redis).loops(),
                 }.items()
             ]
             if settings.orchestrator_port:

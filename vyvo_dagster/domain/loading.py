@@ -1,12 +1,13 @@
 """Where a version is loaded that jobs wait for and no node has: a pure function of what nodes have."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from uuid import UUID
 
 from vyvo_dagster.domain.node import AssignmentState, NodeState
 
-__all__ = ["Host", "Loaded", "Step", "next_step", "reserve"]
+__all__ = ["Host", "Idle", "Loaded", "Step", "evict", "expired", "next_step", "reserve"]
 
 _UNDER_WAY = frozenset(
     {AssignmentState.REQUESTED, AssignmentState.PULLING, AssignmentState.LOADING}
@@ -47,12 +48,24 @@ class Loaded:
 class Step:
     """What is to be done: load on `node_id`, or tell of what is. Both None: nothing.
 
-    `state` FAILED without a node to load on says that all that could were tried.
+    `state` FAILED without a node to load on says that all that could were tried. `no_room`: another
+    node would be tried if it had room.
     """
 
     load_on: UUID | None = None
     node_id: UUID | None = None
     state: AssignmentState | None = None
+    no_room: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """An assignment made on demand that is not in use and that nobody waits for."""
+
+    assignment_id: UUID
+    node_id: UUID
+    gpu_memory_bytes: int
+    idle_for: timedelta
 
 
 def next_step(hosts: Iterable[Host], loaded: Sequence[Loaded], needed: int) -> Step:
@@ -83,7 +96,39 @@ def next_step(hosts: Iterable[Host], loaded: Sequence[Loaded], needed: int) -> S
         best = min(rooms, key=lambda id_: (rooms[id_], by_id[id_].assignments, id_.bytes))
         return Step(load_on=best)
     failed = [a for a in loaded if a.state is AssignmentState.FAILED]
-    return Step(node_id=failed[-1].node_id, state=AssignmentState.FAILED) if failed else Step()
+    if failed:
+        return Step(node_id=failed[-1].node_id, state=AssignmentState.FAILED, no_room=True)
+    return Step(no_room=True)
+
+
+def expired(idle: Iterable[Idle], after: timedelta) -> list[Idle]:
+    """Those that have been idle for `after` and longer."""
+    return [each for each in idle if each.idle_for >= after]
+
+
+def evict(
+    hosts: Iterable[Host], idle: Iterable[Idle], needed: int, unloading: Collection[UUID]
+) -> Idle | None:
+    """What to unload so that a version may fit: the one that has been idle the longest.
+
+    One at a time: None while a node that could get room is still unloading something, and where
+    all that is idle on a node would not be enough.
+
+    Args:
+        hosts: nodes on which the version may be loaded, and whose largest GPU it fits.
+        needed: GPU memory of the version, in bytes.
+        unloading: nodes on which something is being unloaded.
+    """
+    found = [each for each in idle if each.gpu_memory_bytes > 0]
+    useful: set[UUID] = set()
+    for host in hosts:
+        freed = sum(each.gpu_memory_bytes for each in found if each.node_id == host.node_id)
+        if host.takes_work and sum(host.free_gpu_bytes) + freed >= needed:
+            useful.add(host.node_id)
+    if useful.intersection(unloading):
+        return None
+    fit = [each for each in found if each.node_id in useful]
+    return min(fit, key=lambda i: (-i.idle_for, i.assignment_id.bytes), default=None)
 
 
 def reserve(free: Sequence[int], loads: Iterable[int]) -> list[int]:

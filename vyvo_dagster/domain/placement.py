@@ -1,4 +1,4 @@
-"""Which node gets a job: a pure function of what the model needs and what each node has.
+"""Which node gets a job or a model that must move: pure functions of what is needed and what nodes have.
 
 Order of preference: a node where the version is ready and has a free slot, first those on which
 this job has not failed before, then the one with the least running work; among equals the
@@ -6,13 +6,14 @@ fullest GPU, so that room stays whole elsewhere (best-fit bin packing).
 """
 
 import heapq
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from uuid import UUID
 
+from vyvo_dagster.domain.loading import Host, reserve
 from vyvo_dagster.domain.node import AssignmentState, NodeState
 
-__all__ = ["Candidate", "choose", "place"]
+__all__ = ["Candidate", "Homeless", "choose", "place", "rehome"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,3 +101,60 @@ def _rank(candidate: Candidate, in_flight: int) -> _Rank:
         candidate.node_id.bytes,
         candidate.assignment_id.bytes,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Homeless:
+    """An assignment whose node cannot serve it any more, and the GPU memory of its version in bytes."""
+
+    assignment_id: UUID
+    version_id: UUID
+    gpu_memory_bytes: int
+
+
+def rehome(
+    homeless: Iterable[Homeless],
+    hosts: Iterable[Host],
+    present: Mapping[UUID, Collection[UUID]],
+    on_demand: Mapping[UUID, Collection[UUID]],
+) -> dict[UUID, UUID]:
+    """A new node for each assignment that fits somewhere; assignment id → node id.
+
+    The largest go first, each to the node that takes work and whose GPU it fits most tightly, the
+    one with the fewest assignments among equals; no node gets a version twice. What was placed
+    before counts for what comes after it. A node that has the version on demand is taken first: it
+    keeps it then.
+
+    Args:
+        hosts: all nodes that are not lost.
+        present: version → nodes on which it is in force already.
+        on_demand: version → those of them on which only the orchestrator asked for it.
+    """
+    left = {host.node_id: host for host in hosts if host.takes_work}
+    taken = {version: set(nodes) for version, nodes in present.items()}
+    spare = {version: set(nodes) for version, nodes in on_demand.items()}
+    found: dict[UUID, UUID] = {}
+    for each in sorted(homeless, key=lambda h: (-h.gpu_memory_bytes, h.assignment_id.bytes)):
+        kept = [id_ for id_ in spare.get(each.version_id, ()) if id_ in left]
+        if kept:
+            found[each.assignment_id] = min(kept, key=lambda id_: id_.bytes)
+            spare[each.version_id].discard(found[each.assignment_id])
+            continue
+        there = taken.setdefault(each.version_id, set())
+        rooms = {
+            id_: room
+            for id_, host in left.items()
+            if id_ not in there and (room := host.room(each.gpu_memory_bytes)) is not None
+        }
+        if not rooms:
+            continue
+        best = min(rooms, key=lambda id_: (rooms[id_], left[id_].assignments, id_.bytes))
+        host = left[best]
+        left[best] = replace(
+            host,
+            free_gpu_bytes=reserve(host.free_gpu_bytes, [each.gpu_memory_bytes]),
+            assignments=host.assignments + 1,
+        )
+        there.add(best)
+        found[each.assignment_id] = best
+    return found

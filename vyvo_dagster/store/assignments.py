@@ -48,7 +48,8 @@ class AssignmentRepository:
     ) -> Assignment:
         """The assignment in force of this version on this node, made if there is none.
 
-        One that failed or is being removed is requested again.
+        One that failed or is being removed is requested again. One that was made on demand stays
+        when it is asked for otherwise.
         """
         again = (AssignmentState.FAILED, AssignmentState.REMOVING)
         await self._connection.execute(
@@ -66,11 +67,18 @@ class AssignmentRepository:
                 set_={
                     "state": AssignmentState.REQUESTED,
                     "detail": None,
+                    "replaced_by": None,
                     "updated_at": sa.func.now(),
                 },
                 where=_A.state.in_(again),
             )
         )
+        if not on_demand:
+            await self._connection.execute(
+                sa.update(assignments)
+                .where(_A.node_id == node_id, _A.version_id == version_id, _IN_FORCE, _A.on_demand)
+                .values(on_demand=False)
+            )
         await notify(self._connection, REGISTRY_CHANNEL, str(node_id))
         row = (
             (

@@ -24,6 +24,7 @@ from vyvo_dagster.store.idempotency import IdempotencyRepository
 from vyvo_dagster.store.jobs import JobRepository
 from vyvo_dagster.store.keys import KeyRepository
 from vyvo_dagster.store.models import ModelRepository
+from vyvo_dagster.store.moves import MoveRepository
 from vyvo_dagster.store.nodes import NodeRepository
 from vyvo_dagster.store.outbox import OutboxRepository
 from vyvo_dagster.store.pools import PoolRepository
@@ -58,6 +59,7 @@ class Store:
         self.jobs = JobRepository(connection)
         self.keys = KeyRepository(connection)
         self.models = ModelRepository(connection)
+        self.moves = MoveRepository(connection)
         self.nodes = NodeRepository(connection)
         self.outbox = OutboxRepository(connection)
         self.pools = PoolRepository(connection)

@@ -60,6 +60,11 @@ with given as (
 ), made as (
   insert into job_attempts (job_id, attempt, node_id, assignment_id)
   select id, attempt, node_id, assignment_id from claimed
+), used as (
+  update assignments a set used_at = now()
+  from (select distinct assignment_id from claimed) c
+  where a.id = c.assignment_id and a.on_demand
+    and coalesce(a.used_at < now() - interval '10 seconds', true)
 )
 select * from claimed
 """)

@@ -76,6 +76,7 @@ assignments = sa.Table(
         server_default=sa.false(),
         comment="Made by the orchestrator, since jobs waited.",
     ),
+    sa.Column("replaced_by", _UUID, comment="Its successor elsewhere, while it drains."),
     sa.Column("used_at", _TIME, comment="Last dispatch there, of those on demand; to 10 s."),
     _one_of("state", AssignmentState),
     # One assignment in force per node and version; removed ones stay as history.

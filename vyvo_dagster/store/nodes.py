@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from vyvo_dagster.domain.node import HeartbeatPolicy, NodeEventKind, NodeState
-from vyvo_dagster.store.node_tables import node_capabilities, node_events, nodes
+from vyvo_dagster.store.node_tables import assignments, node_capabilities, node_events, nodes
 from vyvo_dagster.store.notify import REGISTRY_CHANNEL, notify
 from vyvo_dagster.store.records import Node, NodeEvent
 from vyvo_dagster.store.rows import page, record
@@ -111,10 +111,18 @@ class NodeRepository:
         return None if row is None else record(Node, row)
 
     async def browse(
-        self, cursor: UUID | None, limit: int, state: NodeState | None = None
+        self,
+        cursor: UUID | None,
+        limit: int,
+        state: NodeState | None = None,
+        name: str | None = None,
     ) -> list[Node]:
         """Newest first."""
-        query = _select() if state is None else _select().where(_N.state == state)
+        query = _select()
+        if state is not None:
+            query = query.where(_N.state == state)
+        if name is not None:
+            query = query.where(_N.name == name)
         rows = await self._connection.execute(page(query, _N.id, cursor, limit))
         return [record(Node, r) for r in rows.mappings()]
 
@@ -162,10 +170,29 @@ class NodeRepository:
         return moved
 
     async def set_flags(self, id: UUID, **flags: bool) -> bool:
-        """Set cordoned or draining."""
-        result = await self._connection.execute(sa.update(nodes).where(_N.id == id).values(**flags))
+        """Set cordoned or draining; a drain begins without a deadline, and its end leaves none."""
+        values: dict[str, Any] = dict(flags)
+        if "draining" in flags:
+            began = sa.func.coalesce(_N.drain_started_at, sa.func.now())
+            values["drain_started_at"] = began if flags["draining"] else None
+            values |= {"drain_deadline_at": None, "drained_at": None}
+        result = await self._connection.execute(
+            sa.update(nodes).where(_N.id == id).values(**values)
+        )
+        if flags.get("draining") is False:
+            # What has a successor elsewhere and is still here serves again.
+            await self._connection.execute(
+                sa.update(assignments).where(assignments.c.node_id == id).values(replaced_by=None)
+            )
         await notify(self._connection, REGISTRY_CHANNEL, str(id))
         return result.rowcount > 0
+
+    async def set_deadline(self, id: UUID, after: timedelta | None) -> None:
+        """Say when the drain of a node ends its jobs; None waits for them."""
+        deadline = None if after is None else sa.func.now() + after
+        await self._connection.execute(
+            sa.update(nodes).where(_N.id == id).values(drain_deadline_at=deadline)
+        )
 
     async def add_event(
         self,

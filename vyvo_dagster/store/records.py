@@ -146,6 +146,7 @@ class Assignment:
     updated_at: datetime
     ready_at: datetime | None
     on_demand: bool
+    replaced_by: UUID | None
     used_at: datetime | None
     model_id: str
     version: str

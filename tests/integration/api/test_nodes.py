@@ -133,7 +133,7 @@ async def test_an_assignment_from_asking_to_removal(
     assert admin.get(f"/api/nodes/{agent.id}").json()["assignments"] == []
     history = admin.get(f"/api/nodes/{agent.id}/events").json()["items"]
     assert [e["kind"] for e in history] == [
-        "assignment_removed", "assignment_ready", "assigned", "joined",
+        "assignment_removed", "unassigned", "assignment_ready", "assigned", "joined",
     ]  # fmt: skip
 
 

@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -55,6 +56,26 @@ class World:
                 node_id, Observation(found.id, AssignmentState.READY, None, slots)
             )
         return node_id, boot
+
+    async def version(self, gpu_memory_bytes: int = 0) -> tuple[str, UUID]:
+        """A ready version of a model of its own; (model id, version id)."""
+        model_id = f"t/m{uuid7().hex[-12:]}"
+        needs = {"gpu_memory_bytes": gpu_memory_bytes} if gpu_memory_bytes else {}
+        async with self.database.transaction() as store:
+            await store.models.ensure(model_id, "t")
+            version = await store.models.start_building(
+                id=uuid7(),
+                model_id=model_id,
+                version="1",
+                template="x",
+                modality=Modality.IMAGE,
+                weights_uri=None,
+                env={},
+                resources=needs,
+                build_id=uuid7(),
+            )
+            await store.models.move(version.id, VersionState.READY, runner_image="venv://sha256:0")
+        return model_id, version.id
 
     async def beat(self, node_id: UUID, boot: UUID, **metrics: Any) -> Heard | None:
         """A heartbeat; None where it is refused."""
@@ -114,31 +135,31 @@ class World:
         await self.redis.publish(keys.WAKE, "test")
 
 
-@pytest.fixture
-async def world(postgres_dsn: str, redis_url: str) -> AsyncIterator[World]:
+@asynccontextmanager
+async def _world(postgres_dsn: str, redis_url: str) -> AsyncIterator[World]:
     # Beats so short that what is not told by the second one is believed soon.
     settings = Settings(
         postgres_dsn=postgres_dsn, redis_url=redis_url, lease_seconds=30, heartbeat_seconds=1.0
     )
     database, redis = Database(postgres_dsn, pool_size=2), connect(redis_url)
-    model_id = f"t/m{uuid7().hex[-12:]}"
-    async with database.transaction() as store:
-        await store.models.ensure(model_id, "t")
-        version = await store.models.start_building(
-            id=uuid7(),
-            model_id=model_id,
-            version="1",
-            template="x",
-            modality=Modality.IMAGE,
-            weights_uri=None,
-            env={},
-            resources={},
-            build_id=uuid7(),
-        )
-        await store.models.move(version.id, VersionState.READY, runner_image="venv://sha256:0")
-    yield World(database, redis, settings, model_id, version.id)
+    made = World(database, redis, settings, "", UUID(int=0))
+    made.model_id, made.version_id = await made.version()
+    yield made
     await redis.aclose()
     await database.close()
+
+
+@pytest.fixture
+async def world(postgres_dsn: str, redis_url: str) -> AsyncIterator[World]:
+    async with _world(postgres_dsn, redis_url) as made:
+        yield made
+
+
+@pytest.fixture
+async def own_world(make_database: Callable[[str], str], redis_url: str) -> AsyncIterator[World]:
+    """With a database of its own, for what looks at all nodes."""
+    async with _world(make_database("migrated"), redis_url) as made:
+        yield made
 
 
 @pytest.fixture

@@ -45,6 +45,8 @@ _BEHIND: Final = 2000
 _WRITE_SECONDS: Final = 10.0
 _REDIS_SECONDS: Final = 0.5
 _PAUSE_SECONDS: Final = 1.0
+# Well before the entries are the relay's.
+_DROP_SECONDS: Final = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,7 @@ class Gateway:
         self._told = asyncio.Event()
         self._tell = asyncio.Event()
         self._done: list[int] = []
+        self._dropping: asyncio.TimerHandle | None = None
         self._paused_until = 0.0
 
     async def add(self, prepared: Prepared) -> JobAccepted | None:
@@ -157,6 +160,8 @@ class Gateway:
         try:
             await self._write_groups()
         finally:
+            if self._dropping is not None:
+                self._dropping.cancel()
             for waiter in self._waiters:
                 waiter.fail(Unavailable("the api is stopping; try again shortly"))
             self._waiters.clear()
@@ -244,6 +249,18 @@ class Gateway:
         places = self._positions.of([p.job for p in jobs], counted, depths)
         return [each.accepted(place) for each, place in zip(jobs, places, strict=True)]
 
+    def _drop_soon(self) -> None:
+        """Let the next write drop the entries of what was announced, one of its own at the latest.
+
+        Not at once: a commit more would hold up that of dispatch, which takes the same jobs now.
+        """
+        if self._dropping is None:
+            self._dropping = asyncio.get_running_loop().call_later(_DROP_SECONDS, self._drop)
+
+    def _drop(self) -> None:
+        self._dropping = None
+        self._asked.set()
+
     async def announce_groups(self) -> None:
         """Announce what is committed, until canceled."""
         while True:
@@ -268,7 +285,7 @@ class Gateway:
                 log.warning("jobs wait in the outbox: %s", error or type(error).__name__)
             else:
                 self._done += [w.entry for w in written]
-                self._asked.set()
+                self._drop_soon()
 
 
 def _written(

@@ -13,9 +13,14 @@ __all__ = ["check_events", "check_record", "left_over", "table", "unended"]
 _ENDED = "('succeeded', 'failed', 'canceled', 'expired')"
 
 
-def unended(stack: Stack) -> int:
-    """Jobs that are not terminal."""
-    return stack.rows(f"select count(*) from jobs where state not in {_ENDED}")[0][0]
+def unended(stack: Stack) -> list[tuple[object, ...]]:
+    """Jobs that are not terminal, and what they wait for."""
+    return stack.rows(
+        "select j.id::text, j.state, j.attempt, n.name, n.state, j.dispatched_at::text,"
+        " j.lease_expires_at::text, j.retry_at::text, j.cancel_requested_at::text, now()::text"
+        " from jobs j left join nodes n on n.id = j.node_id"
+        f" where j.state not in {_ENDED} order by j.id"
+    )
 
 
 def check_record(stack: Stack, accepted: Sequence[str], canceled: set[str]) -> Counter[str]:

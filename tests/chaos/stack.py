@@ -119,7 +119,9 @@ class Stack:
         deadline = time.monotonic() + seconds
         while found := left():
             if time.monotonic() > deadline:
-                raise AssertionError(f"{what}: not within {seconds:g} s: {found}")
+                raise AssertionError(
+                    f"{what}: not within {seconds:g} s: {len(found)}, of which {[*found][:5]}"
+                )
             await asyncio.sleep(0.1)
 
 

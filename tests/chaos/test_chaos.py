@@ -35,7 +35,7 @@ async def test_every_job_ends_once_whatever_is_killed(
             tasks.create_task(load.run())
             struck = tasks.create_task(strike(made, dice))
         submitted = time.monotonic() - began
-        await made.until(lambda: unended(made) == 0, "every job has ended", 60)
+        await made.none_left(lambda: unended(made), "every job has ended", 60)
         ended = time.monotonic() - began
         counts = check_record(made, load.accepted, load.canceled)
         await made.none_left(lambda: left_over(made), "streams and outbox are empty", 30)
@@ -64,7 +64,7 @@ async def check_slots(made: Stack) -> None:
     async with made.client() as client:
         answer = await client.post("/api/jobs/batch", json={"jobs": jobs})
         assert answer.status_code == 202, answer.text
-    await made.until(lambda: unended(made) == 0, "the last jobs have ended", 20)
+    await made.none_left(lambda: unended(made), "the last jobs have ended", 20)
     last = "from (select * from jobs order by id desc limit %s) last"
     ((started, completed),) = made.rows(
         f"select max(started_at), min(completed_at) {last}", slots

@@ -29,7 +29,7 @@ async def test_an_answer_that_is_lost_changes_nothing(
         async with asyncio.timeout(90):
             await load.run()
         proxy.loss = 0.0
-        await made.until(lambda: unended(made) == 0, "every job has ended", 60)
+        await made.none_left(lambda: unended(made), "every job has ended", 60)
         counts = check_record(made, load.accepted, load.canceled)
         await made.none_left(lambda: left_over(made), "streams and outbox are empty", 30)
         check_events(made)

@@ -46,7 +46,7 @@ async def test_an_agent_that_was_stopped_past_its_leases_changes_nothing(
         held = by_node(made, NODES[0])
         assert held, "the first node has no job"
         made.signal(NODES[0], signal.SIGSTOP)
-        await made.until(lambda: unended(made) == 0, "the other node has run them", 60)
+        await made.none_left(lambda: unended(made), "the other node has run them", 60)
         before = record(made)
         made.signal(NODES[0], signal.SIGCONT)
         # It finds its predictions long over and reports them, or is told that it is fenced.
@@ -65,7 +65,7 @@ async def test_an_agent_that_was_stopped_past_its_leases_changes_nothing(
         # Its slots are free: as many jobs as there are slots run at a time.
         await submit(client, 2 * SLOTS, 2.0)
         await made.until(lambda: len(by_node(made, NODES[0])) == SLOTS, "its slots are free", 15)
-        await made.until(lambda: unended(made) == 0, "the last jobs have ended", 15)
+        await made.none_left(lambda: unended(made), "the last jobs have ended", 15)
 
 
 def record(made: Stack) -> list[tuple[Any, ...]]:

@@ -70,6 +70,7 @@ class Dispatcher:
         self._consumer = consumer
         self._lease = lease
         self._shares: dict[Version, Share] = {}
+        self._expected = False
         # Entries that are claimed and not done with: what a turn that failed leaves, what was
         # taken over. They go before what is claimed next; there are at most a turn's worth.
         self._held: dict[tuple[str, str], Entry] = {}
@@ -88,6 +89,7 @@ class Dispatcher:
                     while True:
                         message = await pubsub.get_message(timeout=5.0)
                         if message is not None:
+                            self._expected |= message["data"] == queues.ENQUEUED
                             self._wake.set()
             except RedisError:
                 await asyncio.sleep(0.5)
@@ -130,13 +132,27 @@ class Dispatcher:
         if self._delivery is None or self._delivery.done():
             await self._delivered()
         versions = self._board.versions
-        waiting = await queues.survey(self._redis, versions) if versions else []
-        if not waiting and not (self._held and versions):
-            await self._delivered()
-            self._shares.clear()
-            return 0
+        expected, self._expected = self._expected, False
+        if not versions:
+            return await self._nothing()
+        survey = asyncio.create_task(queues.survey(self._redis, versions), name="survey")
+        try:
+            # Where entries were just written, the survey finds some: the turn is taken meanwhile.
+            if not expected and not (await survey or self._held):
+                return await self._nothing()
+            return await self._take_turn(survey)
+        finally:
+            await cancel_all({survey})
+
+    async def _nothing(self) -> int:
+        await self._delivered()
+        self._shares.clear()
+        return 0
+
+    async def _take_turn(self, survey: asyncio.Task[list[Waiting]]) -> int:
         async with asyncio.timeout(_TURN_SECONDS), self._database.transaction() as store:
             candidates = self._board.candidates(await store.dispatches.begin())
+            waiting = await survey
             entries = self._ready(candidates)
             entries += await self._claim(waiting, candidates, entries)
             poison = await set_aside(store, entries)

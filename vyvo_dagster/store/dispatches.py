@@ -7,8 +7,10 @@ counts stays true until it commits and no slot is given twice.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, Final
 from uuid import UUID
 
+import psycopg
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -31,30 +33,32 @@ class Dispatch:
     assignment_id: UUID
 
 
-_BEGIN = sa.text("""
-select set_config('idle_in_transaction_session_timeout', :still, true),
-  set_config('lock_timeout', :still, true), pg_advisory_xact_lock(:lock)
-""")
+_BEGIN: Final = """
+select set_config('idle_in_transaction_session_timeout', %(still)s, true),
+  set_config('lock_timeout', %(still)s, true), pg_advisory_xact_lock(%(lock)s)
+"""
 
-_IN_FLIGHT = sa.text("""
+# A statement of its own, since one sees what was committed before it began, not what was when its
+# lock was given.
+_IN_FLIGHT: Final = """
 select assignment_id, count(*) from jobs
 where state in ('dispatched', 'running') group by assignment_id
-""")
+"""
 
 # A row that another transaction holds is waited for, not passed over: if that one is rolled back,
 # the job still waits. No circle of waits can come of it: whoever else holds several rows of jobs
 # that wait passes over those that are locked.
-_CLAIM = sa.text("""
+_CLAIM: Final = """
 with given as (
   select * from unnest(
-    cast(:job as uuid[]), cast(:node as uuid[]), cast(:assignment as uuid[])
+    cast(%(job)s as uuid[]), cast(%(node)s as uuid[]), cast(%(assignment)s as uuid[])
   ) as g (job_id, node_id, assignment_id)
 ), claimed as (
-  update jobs j set state = :dispatched, attempt = j.attempt + 1, node_id = g.node_id,
-    assignment_id = g.assignment_id, dispatched_at = now(), lease_expires_at = now() + :lease,
+  update jobs j set state = %(dispatched)s, attempt = j.attempt + 1, node_id = g.node_id,
+    assignment_id = g.assignment_id, dispatched_at = now(), lease_expires_at = now() + %(lease)s,
     progress = null, started_at = null
   from given g
-  where j.id = g.job_id and j.state = :queued and j.retry_at is null and j.expires_at > now()
+  where j.id = g.job_id and j.state = %(queued)s and j.retry_at is null and j.expires_at > now()
   returning j.id, j.attempt, j.node_id, j.assignment_id, j.model_id, j.version,
     cast(j.input as text) as input, j.timeout_seconds, j.traceparent
 ), made as (
@@ -67,7 +71,7 @@ with given as (
     and coalesce(a.used_at < now() - interval '10 seconds', true)
 )
 select * from claimed
-""")
+"""
 
 # An agent names in each heartbeat what it holds, which renews the lease: one that was never
 # renewed belongs to an order that no agent has read.
@@ -93,14 +97,17 @@ class DispatchRepository:
 
         Raises Unavailable, by way of the transaction, where another holds the turn too long.
         """
-        await self._connection.execute(_BEGIN, {"still": str(_STILL_MS), "lock": _LOCK})
-        return {id_: int(count) for id_, count in await self._connection.execute(_IN_FLIGHT)}
+        raw = await self._raw()
+        async with raw.pipeline():
+            await raw.execute(_BEGIN, {"still": str(_STILL_MS), "lock": _LOCK})
+            found = await raw.execute(_IN_FLIGHT)
+        return {id_: int(count) for id_, count in await found.fetchall()}
 
     async def claim(self, placed: Sequence[Dispatch], lease: timedelta) -> list[Order]:
         """Make an attempt of each job that still waits; the others are left out of the answer."""
         if not placed:
             return []
-        rows = await self._connection.execute(
+        rows = await (await self._raw()).execute(
             _CLAIM,
             {
                 "job": [p.job_id for p in placed],
@@ -111,7 +118,7 @@ class DispatchRepository:
                 "lease": lease,
             },
         )
-        return [Order(*row) for row in rows]
+        return [Order(*row) for row in await rows.fetchall()]
 
     async def unheard(
         self, silence: timedelta, lease: timedelta, after: UUID | None, limit: int
@@ -133,3 +140,8 @@ class DispatchRepository:
             },
         )
         return [Order(*row) for row in rows]
+
+    async def _raw(self) -> psycopg.AsyncConnection[Any]:
+        raw = (await self._connection.get_raw_connection()).driver_connection
+        assert isinstance(raw, psycopg.AsyncConnection)
+        return raw

@@ -20,6 +20,7 @@ from vyvo_dagster.streams.scripts import Batch, Script
 
 __all__ = [
     "DONE",
+    "ENQUEUED",
     "Queue",
     "Waiting",
     "acknowledge",
@@ -76,6 +77,8 @@ for i = 2, #KEYS do
 end
 return redis.call('PUBLISH', ARGV[#ARGV], 'enqueue')
 """)
+ENQUEUED: Final = "enqueue"
+"""What the wake channel says when entries were written."""
 
 # What a group of a stream has still to read: its length less what is pending would count entries
 # twice after a take-over, so the server's own `lag` is asked for, and counted where it is unknown.

@@ -33,6 +33,7 @@ from vyvo_dagster.errors import Unavailable
 from vyvo_dagster.objects import ObjectStore
 from vyvo_dagster.scaling.scalers import make_scalers
 from vyvo_dagster.scaling.worker import PoolWorker
+from vyvo_dagster.security.secrets import EnvironmentSecrets, Secrets
 from vyvo_dagster.settings import S3Settings, Settings
 from vyvo_dagster.store.database import Database
 from vyvo_dagster.store.submissions import SubmissionLine
@@ -74,6 +75,8 @@ class Context:
     pools: PoolWorker
     beats: Beats
     heartbeat_answers: Answers
+    http: httpx.AsyncClient
+    secrets: Secrets
     stopping: asyncio.Event
     """Set when the process stops: event streams end."""
     _group: asyncio.TaskGroup
@@ -134,6 +137,7 @@ async def open_context(settings: Settings, s3: S3Settings) -> AsyncGenerator[Con
     log_redis = connect(settings.redis_url, max_connections=_FOLLOWERS)
     http = httpx.AsyncClient(timeout=httpx.Timeout(10.0, connect=2.0), trust_env=False)
     objects = ObjectStore(s3, artifact_ttl_seconds=settings.artifact_ttl_seconds)
+    secrets = EnvironmentSecrets(settings.secret_registries, settings.secret_hugging_face)
     relay, announcer = Relay(database, redis), Announcer(redis)
     registry = Registry(database, settings.postgres_dsn)
     try:
@@ -155,7 +159,7 @@ async def open_context(settings: Settings, s3: S3Settings) -> AsyncGenerator[Con
                     database, make_scalers(settings, os.environ), _place(settings), announcer.wake
                 ),
                 beats=Beats(database, _policy(settings), timedelta(seconds=settings.lease_seconds)),
-                heartbeat_answers=Answers(), stopping=asyncio.Event(), _group=group,
+                heartbeat_answers=Answers(), http=http, secrets=secrets, stopping=asyncio.Event(), _group=group,
             )  # fmt: skip
             try:
                 await _ensure_admin_key(context)

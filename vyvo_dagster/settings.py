@@ -75,6 +75,21 @@ class Settings(BaseSettings):
         default=None, description="Token with which agents may join; unset refuses all joins."
     )
 
+    node_credential_seconds: int = Field(
+        default=30 * 86400, ge=60,
+        description="Life of a node's own credential; its agent has it replaced after half of that.",
+    )  # fmt: skip
+    secret_registries: dict[str, SecretStr] = Field(
+        default_factory=dict,
+        description="Registry host to user:password, as a JSON object; for pulls and builds.",
+    )
+    secret_hugging_face: SecretStr | None = Field(
+        default=None, description="Token of the Hugging Face hub, for weights of builds."
+    )
+    secret_node_seconds: int = Field(
+        default=600, gt=0, description="How long a node may use a login that it was given."
+    )
+
     dagster_url: str | None = Field(
         default=None,
         description="URL of the Dagster webserver for direct launches; unset leaves them to sensors.",

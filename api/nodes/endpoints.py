@@ -11,8 +11,8 @@ from api.auth import IsNode, NodesRead, NodesWrite, own_node, token_of
 from api.context import Ctx
 from api.fields import Cursor, Limit, Listing, listing
 from api.idempotency import OnceDep, once
+from api.nodes import credentials, join, reports, service
 from api.nodes import heartbeat as heartbeats
-from api.nodes import join, reports, service
 from api.nodes.schemas import (
     AssignmentView,
     AssignRequest,
@@ -26,7 +26,14 @@ from api.nodes.schemas import (
 )
 from vyvo_dagster.domain.node import NodeEventKind, NodeState
 from vyvo_dagster.protocol.job import ReportBatch, ReportBatchAnswer
-from vyvo_dagster.protocol.node import Heartbeat, HeartbeatAnswer, Register, RegisterAnswer
+from vyvo_dagster.protocol.node import (
+    AssignmentCredentials,
+    CredentialAnswer,
+    Heartbeat,
+    HeartbeatAnswer,
+    Register,
+    RegisterAnswer,
+)
 from vyvo_dagster.store.records import Assignment
 
 __all__ = ["router"]
@@ -63,6 +70,28 @@ async def report(
     was to end has failed with the code `invalid_report`.
     """
     return await reports.take(context.reports, own_node(principal, node_id), body)
+
+
+@router.post("/{node_id}/credential", summary="Replace a node's credential")
+async def replace_credential(
+    node_id: UUID, principal: IsNode, context: Ctx, response: Response
+) -> CredentialAnswer:
+    """By the node's own credential, which stays good for a day."""
+    response.headers["Cache-Control"] = "no-store"
+    return await join.replace_credential(context, principal, own_node(principal, node_id))
+
+
+@router.post(
+    "/{node_id}/assignments/{assignment_id}/credentials",
+    summary="Get what a node needs to pull an image",
+)
+async def assignment_credentials(
+    node_id: UUID, assignment_id: UUID, principal: IsNode, context: Ctx, response: Response
+) -> AssignmentCredentials:
+    """By the node's own credential, for an assignment of its own. Good for some minutes."""
+    response.headers["Cache-Control"] = "no-store"
+    node = own_node(principal, node_id)
+    return await credentials.for_assignment(context, principal, node, assignment_id)
 
 
 @router.get("", summary="List nodes")

@@ -1,5 +1,6 @@
 """Joining: an agent starts, and what its earlier start held goes back to the queue."""
 
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from uuid_utils.compat import uuid7
@@ -10,15 +11,16 @@ from vyvo_dagster.dispatch.requeue import requeue_lost
 from vyvo_dagster.domain.node import NodeEventKind, parse_node_name
 from vyvo_dagster.domain.scope import Scope
 from vyvo_dagster.errors import Forbidden, Unauthenticated
-from vyvo_dagster.protocol.node import Register, RegisterAnswer, S3Access
-from vyvo_dagster.security.keys import TokenKind, mint, same_secret
+from vyvo_dagster.protocol.node import CredentialAnswer, Register, RegisterAnswer, S3Access
+from vyvo_dagster.security.keys import TokenKind, mint, parse_token, same_secret
 from vyvo_dagster.store.attempts import LOST, Gone
 from vyvo_dagster.store.database import Store
 from vyvo_dagster.store.records import Job
 
-__all__ = ["joiner", "register"]
+__all__ = ["joiner", "register", "replace_credential"]
 
 _NODES_TENANT = "nodes"
+_OVERLAP = timedelta(days=1)
 
 
 async def joiner(context: Context, token: str) -> Principal | None:
@@ -67,7 +69,11 @@ async def register(context: Context, holder: Principal | None, body: Register) -
                 if changed is not None:
                     lost.append(changed)
         if holder is None:
-            credential = await _credential(store, node_id, body.name)
+            # Those before it end, so that a copied disk cannot go on beside this node.
+            await store.keys.revoke_node(node_id)
+            credential, expires_at = await _credential(context, store, node_id, body.name)
+        else:
+            expires_at = holder.expires_at
         await store.nodes.add_event(
             id=uuid7(), node_id=node_id, kind=NodeEventKind.JOINED,
             detail={"boot_id": str(body.boot_id), "attempts_lost": len(lost)},
@@ -79,6 +85,7 @@ async def register(context: Context, holder: Principal | None, body: Register) -
     return RegisterAnswer(
         node_id=node_id,
         credential=credential,
+        credential_seconds=None if expires_at is None else _left(expires_at),
         redis_url=settings.redis_url,
         s3=S3Access(
             endpoint=s3.endpoint, access_key=s3.access_key,
@@ -90,12 +97,43 @@ async def register(context: Context, holder: Principal | None, body: Register) -
     )  # fmt: skip
 
 
-async def _credential(store: Store, node_id: UUID, name: str) -> str:
-    """A new credential; those before it end, so that a copied disk cannot go on beside this node."""
-    await store.keys.revoke_node(node_id)
+async def replace_credential(
+    context: Context, holder: Principal, node_id: UUID
+) -> CredentialAnswer:
+    """Give a node its next credential.
+
+    The one that it asks with stays good for a day: an answer that is lost on its way, or an agent
+    that dies before it has written it down, locks no node out. All others end.
+    """
+    async with context.database.transaction() as store:
+        node = await store.nodes.get(node_id)
+        if node is None:
+            raise Forbidden("this credential is that of no node")
+        credential, expires_at = await _credential(context, store, node_id, node.name)
+        made = parse_token(credential)
+        assert made is not None
+        await store.keys.end_by(holder.prefix, datetime.now(UTC) + _OVERLAP)
+        await store.keys.drop_node_but(node_id, [holder.prefix, made.prefix])
+        await store.nodes.add_event(
+            id=uuid7(), node_id=node_id, kind=NodeEventKind.CREDENTIAL_REPLACED,
+            detail={"before": holder.prefix, "now": made.prefix},
+        )  # fmt: skip
+    context.authenticator.forget(node_id=node_id)
+    return CredentialAnswer(credential=credential, credential_seconds=_left(expires_at))
+
+
+def _left(expires_at: datetime) -> float:
+    return max((expires_at - datetime.now(UTC)).total_seconds(), 0.0)
+
+
+async def _credential(
+    context: Context, store: Store, node_id: UUID, name: str
+) -> tuple[str, datetime]:
+    """A new credential and its end."""
+    expires_at = datetime.now(UTC) + timedelta(seconds=context.settings.node_credential_seconds)
     token = mint(TokenKind.NODE)
     await store.keys.add(
         id=uuid7(), prefix=token.prefix, secret_sha256=token.digest, name=f"node {name}",
-        tenant=_NODES_TENANT, scopes=[Scope.NODE], node_id=node_id,
+        tenant=_NODES_TENANT, scopes=[Scope.NODE], node_id=node_id, expires_at=expires_at,
     )  # fmt: skip
-    return token.text
+    return token.text, expires_at

@@ -9,8 +9,11 @@ from uuid import UUID, uuid4
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from systemd_reader import Reader, readers
 
 from vyvo_dagster.agent.envfile import EnvDirectory, render
+from vyvo_dagster.building.validation import validate_env
+from vyvo_dagster.domain.environment import VALUE_BYTES, refused_value
 from vyvo_dagster.errors import InvalidEnv, InvalidInput, InvalidModelId
 
 HOSTILE = {
@@ -44,33 +47,51 @@ def test_a_shell_reads_back_every_value(tmp_path: Path) -> None:
     assert {name: read.get(name) for name in HOSTILE} == HOSTILE
 
 
-def _unquoted(line: str) -> str:
-    """A value as systemd.exec(5) reads it in double quotes."""
-    assert line[0] == line[-1] == '"'
-    out, inside = "", iter(line[1:-1])
-    for char in inside:
-        if char == "\\":
-            after = next(inside)
-            out += after if after in '"\\`$' else "\\" + after
-        else:
-            assert char != '"', "a quote that would end the value"
-            out += char
-    return out
+ODD = st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]).filter(
+    lambda c: refused_value("NAME", c) is None
+)
+SYNTAX = st.sampled_from("\\\"'`$#;=% \taé\ufeff\U0001f600")
 
 
-@given(st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"])))
-def test_any_printable_value_survives(value: str) -> None:
-    text = render({"NAME": value})
-    assert text.count("\n") == 1
-    assert _unquoted(text.removeprefix("NAME=").removesuffix("\n")) == value
+@pytest.mark.parametrize("read", readers(), ids=lambda r: r.__name__)
+@given(st.dictionaries(st.from_regex(r"[A-Z_]{1,8}", fullmatch=True), st.text(ODD | SYNTAX)))
+def test_systemd_reads_back_every_value(
+    read: Reader, tmp_path_factory: pytest.TempPathFactory, env: dict[str, str]
+) -> None:
+    file = tmp_path_factory.getbasetemp() / "read-back.env"
+    file.write_text(f"# a first line\n{render(env)}", encoding="utf-8")
+    assert read(file) == env
+
+
+@pytest.mark.parametrize("read", readers(), ids=lambda r: r.__name__)
+def test_systemd_reads_back_the_longest_value(read: Reader, tmp_path: Path) -> None:
+    value = ("\"$`\\'" * VALUE_BYTES)[: VALUE_BYTES - 2] + "é"
+    file = tmp_path / "long.env"
+    file.write_text(render({"LONG": value, "Z": "after"}), encoding="utf-8")
+    assert read(file) == {"LONG": value, "Z": "after"}
+    with pytest.raises(InvalidEnv, match=f"{VALUE_BYTES + 1} bytes; at most {VALUE_BYTES}"):
+        render({"LONG": value + "x"})
+
+
+@given(st.text("\\\"'`$#;= \tab\n", max_size=40))
+def test_the_reader_of_these_tests_is_as_systemd_reads(
+    tmp_path_factory: pytest.TempPathFactory, text: str
+) -> None:
+    file = tmp_path_factory.getbasetemp() / "any.env"
+    file.write_text(text)
+    assert len({str(sorted(read(file).items())) for read in readers()}) == 1
 
 
 @pytest.mark.parametrize(
-    "char", ["\n", "\r", "\0", "\x1b", "\x85", "\u2028", "\u2029", "\ud800", "\x7f"]
-)
-def test_what_could_end_a_line_is_refused(char: str) -> None:
+    "char",
+    ["\n", "\r", "\0", "\x1b", "\x85", "\u2028", "\u2029", "\ud800", "\x7f", "\ufdd0", "\uffff",
+     "\U0010fffe"],
+)  # fmt: skip
+def test_what_a_reader_would_not_give_back_is_refused(char: str) -> None:
     with pytest.raises(InvalidEnv, match="value of NAME"):
         render({"NAME": f"a{char}LD_PRELOAD=/tmp/x.so"})
+    with pytest.raises(InvalidEnv, match="value of NAME"):
+        validate_env({"NAME": f"a{char}LD_PRELOAD=/tmp/x.so"})
 
 
 @pytest.mark.parametrize("name", ["", "1A", "A B", "A=B", "A\nB", "A-B", "É", "A;", "#A"])
@@ -111,6 +132,15 @@ class TestEnvDirectory:
         assert 'A="2"' in path.read_text()
         assert len(list(folder.path.iterdir())) == 1
 
+    def test_what_a_write_left_that_was_cut_off_goes_with_the_sweep(
+        self, folder: EnvDirectory, node: UUID
+    ) -> None:
+        folder.write(kept := uuid4(), "acme/tiny", "1", {})
+        for name in (f".acme--tiny.env.{node}.partial", f".acme--tiny.env.{uuid4()}.partial"):
+            (folder.path / name).write_text("SECRET=")
+        assert len(folder.sweep([kept])) == 1
+        assert len([p for p in folder.path.iterdir() if p.suffix == ".partial"]) == 1
+
     def test_files_of_others_are_left_alone(
         self, folder: EnvDirectory, node: UUID, tmp_path: Path
     ) -> None:
@@ -138,10 +168,12 @@ class TestEnvDirectory:
         with pytest.raises(InvalidInput):
             folder.write(uuid4(), "acme/tiny", "../1", {})
 
-    def test_a_planted_link_is_not_followed(self, folder: EnvDirectory, tmp_path: Path) -> None:
+    def test_a_planted_link_is_not_followed(
+        self, folder: EnvDirectory, node: UUID, tmp_path: Path
+    ) -> None:
         victim = tmp_path / "victim"
         victim.write_text("precious")
         folder.path.mkdir()
-        (folder.path / ".acme--tiny.env.partial").symlink_to(victim)
+        (folder.path / f".acme--tiny.env.{node}.partial").symlink_to(victim)
         folder.write(uuid4(), "acme/tiny", "1", {"A": "b"})
         assert victim.read_text() == "precious"

@@ -28,6 +28,7 @@ from vyvo_dagster.agent.nvml import Nvml
 from vyvo_dagster.agent.orders import Orders
 from vyvo_dagster.agent.reconcile import NodePreparation, Reconciler
 from vyvo_dagster.agent.reports import Reports
+from vyvo_dagster.agent.rotation import rotate
 from vyvo_dagster.agent.runners.base import Launcher
 from vyvo_dagster.agent.runners.container import ContainerLauncher
 from vyvo_dagster.agent.runners.engine import Engine, connect
@@ -51,7 +52,8 @@ _HAND_BACK_SECONDS: Final = 4.0
 _LEAVE_SECONDS: Final = 1.0
 _CLOSE_SECONDS: Final = 3.0
 _REJOIN_SECONDS: Final = 1.0
-_TRANSFER_THREADS: Final = 8
+_UPLOAD_THREADS: Final = 8
+_DOWNLOAD_THREADS: Final = 4
 
 
 class Agent:
@@ -71,8 +73,11 @@ class Agent:
         self._name = node_name(settings.name)
         self._data_dir = settings.data_dir.absolute()
         self._due = asyncio.Event()
-        self._transfers = ThreadPoolExecutor(_TRANSFER_THREADS, thread_name_prefix="transfer")
-        self._cache = WeightsCache(self._data_dir / "weights", self._transfers)
+        # Apart: outputs of jobs do not wait for weights that take an hour.
+        self._uploads = ThreadPoolExecutor(_UPLOAD_THREADS, thread_name_prefix="upload")
+        self._downloads = ThreadPoolExecutor(_DOWNLOAD_THREADS, thread_name_prefix="download")
+        self._cache = WeightsCache(self._data_dir / "weights", self._downloads)
+        self._credential = CredentialFile(self._data_dir / "credential.json")
         self._node_id: UUID | None = None
         self._reconciler: Reconciler | None = None
         self._attempts: Attempts | None = None
@@ -110,7 +115,8 @@ class Agent:
                     host = _Host(control_plane, reports, group, engine, nvml, capabilities, gpus)
                     failure = await self._until(stop, host)
             finally:
-                self._transfers.shutdown(wait=False, cancel_futures=True)
+                for threads in (self._uploads, self._downloads):
+                    threads.shutdown(wait=False, cancel_futures=True)
                 if engine is not None:
                     await engine.aclose()
                 nvml.close()
@@ -145,7 +151,7 @@ class Agent:
             )  # fmt: skip
             session = await join(
                 host.control_plane,
-                CredentialFile(self._data_dir / "credential.json"),
+                self._credential,
                 None if token is None else token.get_secret_value(),
                 body,
             )
@@ -160,10 +166,12 @@ class Agent:
         host.reports.node_id = session.node_id
         reconciler = await self._reconcilers(session, host)
         store = ObjectStore(_s3(session.s3), artifact_ttl_seconds=session.artifact_ttl_seconds)
-        preparation = NodePreparation(session, store, self._cache, reconciler.env_files, host.gpus)
+        preparation = NodePreparation(
+            session, store, self._cache, reconciler.env_files, host.gpus, host.control_plane
+        )
         node = AttemptNode(
             reports=host.reports,
-            uploader=Uploader(store, session.artifact_ttl_seconds, self._transfers),
+            uploader=Uploader(store, session.artifact_ttl_seconds, self._uploads),
             find=reconciler.find,
         )
         attempts = self._attempts = Attempts(node, host.group, self._due)
@@ -195,9 +203,11 @@ class Agent:
         )
         orders = Orders(session.redis_url, session.node_id, session.boot_id, attempts, sync)
         reading = asyncio.create_task(orders.run())
+        rotating = asyncio.create_task(rotate(host.control_plane, self._credential, session))
         try:
             return await heartbeats.run()
         finally:
+            await cancel_all([rotating])
             await orders.end(reading)
 
     async def _reconcilers(self, session: Session, host: "_Host") -> Reconciler:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -13,13 +14,14 @@ from vyvo_dagster.agent.serving import Ended, Loaded, NotServing, ServingLimits,
 from vyvo_dagster.agent.texts import clean
 from vyvo_dagster.domain.node import AssignmentState
 from vyvo_dagster.errors import RunnerFailed, Unavailable, VyvoError
-from vyvo_dagster.protocol.node import DesiredAssignment, ObservedAssignment
+from vyvo_dagster.protocol.node import DesiredAssignment, ObservedAssignment, RegistryAccess
 
 __all__ = ["Assignment", "Limits", "Preparation"]
 
 _log = logging.getLogger(__name__)
 
 _DETAIL_CHARS: Final = 2000
+_FORGET_TRIES: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,7 @@ class Limits:
 
     A runner that ends within `quick_death` of serving, `quick_deaths` times in a row, makes its
     assignment failed; that is tried again after `first_retry`, doubled up to `longest_retry`.
+    An engine that does not answer is waited for `patience` before that.
     """
 
     serving: ServingLimits = field(default_factory=ServingLimits)
@@ -39,10 +42,15 @@ class Limits:
     first_retry: float = 60.0
     longest_retry: float = 900.0
     drain: float = 10.0
+    patience: float = 30.0
 
 
 class Preparation(Protocol):
     """What an assignment needs from the node."""
+
+    async def registry_access(self, desired: DesiredAssignment) -> RegistryAccess | None:
+        """As whom to pull its image; None: as the host's own login says, or as anyone."""
+        ...
 
     async def weights(self, desired: DesiredAssignment) -> Path | None:
         """The local path of its weights; None when it has none."""
@@ -158,14 +166,32 @@ class Assignment:
             finally:
                 work.cancel()
                 await asyncio.wait({work})
-                self._preparation.forget(self.desired)
+                await self._forget()
         self._set(AssignmentState.REMOVED)
+
+    async def _forget(self) -> None:
+        """Delete what it left on this host; a disk that refuses must not end the agent."""
+        for left in reversed(range(_FORGET_TRIES)):
+            try:
+                self._preparation.forget(self.desired)
+            except OSError as error:
+                _log.error("%s: its environment file stays: %s", self.name, error)
+            else:
+                return
+            if left:
+                await asyncio.sleep(self._limits.first_delay)
 
     async def _work(self) -> None:
         wait = self._limits.first_retry
         while True:
             try:
                 await self._load_and_serve()
+            except Unavailable as error:
+                # Nothing is wrong with the version: it is tried again as soon as may be.
+                self._set(AssignmentState.FAILED, error.detail)
+                self._retry.clear()
+                await _bounded(self._retry, self._limits.longest_delay)
+                continue
             except VyvoError as error:
                 self._set(AssignmentState.FAILED, error.detail)
             except Exception as error:  # noqa: BLE001 - one assignment must not end the agent
@@ -187,9 +213,22 @@ class Assignment:
         weights = await self._pulled(launcher)
         spec = self._preparation.spec(self.desired, weights)
         quick, delay = 0, self._limits.first_delay
+        away_since: float | None = None
         self._set(AssignmentState.LOADING)
         while True:
-            ended = await self._served(launcher, spec)
+            try:
+                ended = await self._served(launcher, spec)
+            except Unavailable as error:
+                # An engine that restarts is waited for; jobs are handed back if that takes long.
+                now = time.monotonic()
+                away_since = now if away_since is None else away_since
+                if now - away_since >= self._limits.patience:
+                    raise
+                self._set(AssignmentState.LOADING, f"trying on: {error.detail}")
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, self._limits.longest_delay)
+                continue
+            away_since = None
             self._set(AssignmentState.LOADING, f"starting again: {ended.reason}")
             if ended.ordered:
                 continue
@@ -217,7 +256,10 @@ class Assignment:
         self._set(AssignmentState.PULLING)
         while True:
             try:
-                await launcher.prepare(self.desired.runner_image)
+                await launcher.prepare(
+                    self.desired.runner_image,
+                    lambda: self._preparation.registry_access(self.desired),
+                )
                 return await self._preparation.weights(self.desired)
             except Unavailable as error:
                 self._set(AssignmentState.PULLING, f"trying on: {error.detail}")

@@ -27,7 +27,14 @@ from vyvo_dagster.protocol.job import (
     ReportItem,
     ReportResult,
 )
-from vyvo_dagster.protocol.node import Heartbeat, HeartbeatAnswer, Register, RegisterAnswer
+from vyvo_dagster.protocol.node import (
+    AssignmentCredentials,
+    CredentialAnswer,
+    Heartbeat,
+    HeartbeatAnswer,
+    Register,
+    RegisterAnswer,
+)
 
 if TYPE_CHECKING:
     from vyvo_dagster.agent.rpc import RpcReports
@@ -105,6 +112,22 @@ class ControlPlane:
         """Join with the join token or with the node's own credential."""
         answer = await self._post("/api/nodes/register", body, token)
         return _parsed(RegisterAnswer, answer)
+
+    async def replace_credential(self, node_id: UUID) -> CredentialAnswer:
+        """The node's next credential; the caller keeps it and sets `credential`."""
+        answer = await self._post(f"/api/nodes/{node_id}/credential", b"{}", self.credential)
+        return _parsed(CredentialAnswer, answer)
+
+    async def assignment_credentials(
+        self, node_id: UUID, assignment_id: UUID
+    ) -> AssignmentCredentials:
+        """What this node needs to pull an assignment's image. An api that gives none says so."""
+        path = f"/api/nodes/{node_id}/assignments/{assignment_id}/credentials"
+        try:
+            answer = await self._post(path, b"{}", self.credential)
+        except NotFound:
+            return AssignmentCredentials(registry=None)
+        return _parsed(AssignmentCredentials, answer)
 
     async def heartbeat(
         self, node_id: UUID, body: Heartbeat, *, seconds: float | None = None

@@ -12,15 +12,13 @@ from pathlib import Path
 from typing import Final
 from uuid import UUID
 
+from vyvo_dagster.domain.environment import refused_name, refused_value
 from vyvo_dagster.domain.model import file_stem, parse_version
 from vyvo_dagster.errors import InvalidEnv
 
 __all__ = ["EnvDirectory", "render"]
 
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SPECIAL = re.compile(r'[\\"`$]')
-# C0 controls but the tab, DEL, C1 controls, the Unicode line ends, and halves of surrogate pairs.
-_REFUSED = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _MARK: Final = "# vyvo-agent: assignment "
 _OWNED = re.compile(re.escape(_MARK) + r"([0-9a-f-]{36}) of node ([0-9a-f-]{36})")
 
@@ -29,17 +27,13 @@ def render(env: Mapping[str, str]) -> str:
     """The file's text, one variable a line, sorted by name.
 
     Raises:
-        InvalidEnv: a name that is no identifier, or a value with a NUL, a line end or another
-            control character.
+        InvalidEnv: what a reader could take for something else, or passes over
+            (`domain.environment`).
     """
     lines: list[str] = []
     for name in sorted(env):
-        if not _NAME.fullmatch(name):
-            raise InvalidEnv(f"environment variable name {name[:64]!r} must match {_NAME.pattern}")
-        if _REFUSED.search(env[name]):
-            raise InvalidEnv(
-                f"the value of {name} holds a NUL, a line end or another control character"
-            )
+        if why := refused_name(name) or refused_value(name, env[name]):
+            raise InvalidEnv(why)
         lines.append(f'{name}="{_SPECIAL.sub(lambda m: chr(92) + m[0], env[name])}"\n')
     return "".join(lines)
 
@@ -47,7 +41,9 @@ def render(env: Mapping[str, str]) -> str:
 class EnvDirectory:
     """The folder of one node's environment files.
 
-    The file of a model is `<owner>--<name>.env`. While two versions of one model are loaded, the
+    The file of a model is `<owner>--<name>.env`: a unit `...@.service` finds it by `%I`. (Not by
+    the name as systemd-escape writes it: `EnvironmentFile=` reads its path as a glob, where the
+    backslash of an escape is lost.) While two versions of one model are loaded, the
     later one's is `<owner>--<name>@<version>.env`. A first line names the assignment and the node,
     so that files of an earlier start are found again and files of others are never touched.
     """
@@ -55,6 +51,7 @@ class EnvDirectory:
     def __init__(self, path: Path, node_id: UUID) -> None:
         self.path = path
         self._node_id = node_id
+        self._partial = f".{node_id}.partial"
 
     def write(
         self, assignment_id: UUID, model_id: str, version: str, env: Mapping[str, str]
@@ -67,11 +64,13 @@ class EnvDirectory:
         text = f"{_MARK}{assignment_id} of node {self._node_id}\n{render(env)}"
         self.path.mkdir(mode=0o755, parents=True, exist_ok=True)
         path = self._place(assignment_id, file_stem(model_id), parse_version(version))
-        partial = path.with_name(f".{path.name}.partial")
+        partial = path.with_name(f".{path.name}{self._partial}")
         partial.unlink(missing_ok=True)
         handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         partial.replace(path)
         return path
 
@@ -82,9 +81,14 @@ class EnvDirectory:
                 path.unlink(missing_ok=True)
 
     def sweep(self, keep: Iterable[UUID]) -> list[Path]:
-        """Delete this node's files of assignments other than `keep`; return which."""
+        """Delete this node's files of assignments other than `keep`; return which.
+
+        What a write left that was cut off in the middle goes too.
+        """
         kept = frozenset(keep)
         stale = [path for path, owner in self._own() if owner not in kept]
+        if self.path.is_dir():
+            stale += sorted(self.path.glob(f".*{self._partial}"))
         for path in stale:
             path.unlink(missing_ok=True)
         return stale

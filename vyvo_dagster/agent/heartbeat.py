@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Final
 
+from vyvo_dagster.agent.backoff import Backoff
 from vyvo_dagster.agent.control_plane import ControlPlane
 from vyvo_dagster.agent.join import Session
 from vyvo_dagster.errors import Conflict, Forbidden, NotFound, Unauthenticated, VyvoError
@@ -49,7 +50,7 @@ class Heartbeats:
     async def run(self) -> str:
         """Beat until the control plane no longer knows this boot; return why. Then join again."""
         interval = self._session.heartbeat_seconds
-        delay, said = _FIRST_RETRY, ""
+        backoff, said = Backoff(_FIRST_RETRY, interval), ""
         while True:
             self._due.clear()
             try:
@@ -60,12 +61,12 @@ class Heartbeats:
                 if error.detail != said:
                     said = error.detail
                     _log.warning("no heartbeat: %s; trying on", said)
-                await asyncio.sleep(min(delay, interval))
-                delay *= 2
+                await asyncio.sleep(backoff.next())
                 continue
             if said:
                 _log.info("heartbeats are answered again")
-            delay, said = _FIRST_RETRY, ""
+            backoff.reset()
+            said = ""
             with contextlib.suppress(TimeoutError):
                 # Not wait_for: in Python 3.11 it can swallow a cancellation (bpo-37658).
                 async with asyncio.timeout(interval):

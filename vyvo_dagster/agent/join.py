@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
+from vyvo_dagster.agent.backoff import Backoff
 from vyvo_dagster.agent.control_plane import ControlPlane
 from vyvo_dagster.errors import Forbidden, InvalidInput, Unauthenticated, VyvoError
 from vyvo_dagster.protocol.node import Register, RegisterAnswer, S3Access
@@ -31,6 +32,7 @@ class Session:
     s3: S3Access
     artifact_ttl_seconds: int
     heartbeat_seconds: float
+    credential_seconds: float | None = None
 
 
 class CredentialFile:
@@ -77,7 +79,7 @@ async def join(
         InvalidInput: there is neither a stored credential nor a join token, or the api refuses
             what this node says of itself.
     """
-    delay, said = _FIRST_DELAY, ""
+    backoff, said = Backoff(_FIRST_DELAY, _LONGEST_DELAY), ""
     while True:
         try:
             answer = await _register(control_plane, stored, join_token, body)
@@ -88,8 +90,7 @@ async def join(
             if error.detail != said:
                 said = error.detail
                 _log.warning("cannot join: %s; trying on", said)
-            await asyncio.sleep(delay)
-            delay = min(delay * 2, _LONGEST_DELAY)
+            await asyncio.sleep(backoff.next())
             continue
         _log.info("joined %s as node %s (%s)", control_plane.url, body.name, answer.node_id)
         return Session(
@@ -99,6 +100,7 @@ async def join(
             s3=answer.s3,
             artifact_ttl_seconds=answer.artifact_ttl_seconds,
             heartbeat_seconds=answer.heartbeat_seconds,
+            credential_seconds=answer.credential_seconds,
         )
 
 

@@ -70,7 +70,7 @@ class Orders:
                     await self._join_group()
                     ready = True
                 await self._read()
-            except (RedisError, OSError) as error:
+            except Exception as error:  # noqa: BLE001 - a node that reads no orders is no node
                 if isinstance(error, ResponseError) and "NOGROUP" in str(error):
                     # Emptied: what it held is written again from the rows.
                     ready, self._taken = False, []
@@ -79,7 +79,8 @@ class Orders:
                 self._seen = False
                 if str(error) != said:
                     said = str(error)
-                    _log.warning("no orders: %s; trying on", said)
+                    unforeseen = not isinstance(error, RedisError | OSError)
+                    _log.warning("no orders: %s; trying on", said, exc_info=unforeseen)
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, _LONGEST_DELAY)
             else:
@@ -178,3 +179,5 @@ class Orders:
             _log.error(
                 "an order that cannot be read is dropped: %s", " ".join(str(error).split())[:500]
             )
+        except Exception:  # noqa: BLE001 - read again, it would hold all orders behind it
+            _log.exception("an order that cannot be taken is dropped")

@@ -10,15 +10,21 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 from vyvo_dagster.agent.assignment import Assignment, Limits
+from vyvo_dagster.agent.control_plane import ControlPlane
 from vyvo_dagster.agent.envfile import EnvDirectory
 from vyvo_dagster.agent.gpus import GpuBooking
 from vyvo_dagster.agent.join import Session
 from vyvo_dagster.agent.runners.base import Launcher, RunnerSpec
 from vyvo_dagster.agent.weights import WeightsCache
 from vyvo_dagster.domain.node import AssignmentState
-from vyvo_dagster.errors import InvalidWeightsUri, VyvoError
+from vyvo_dagster.errors import InvalidWeightsUri, RunnerFailed, VyvoError
 from vyvo_dagster.objects import ObjectStore
-from vyvo_dagster.protocol.node import DesiredAssignment, ObservedAssignment, S3Access
+from vyvo_dagster.protocol.node import (
+    DesiredAssignment,
+    ObservedAssignment,
+    RegistryAccess,
+    S3Access,
+)
 
 __all__ = ["NodePreparation", "Reconciler"]
 
@@ -30,7 +36,7 @@ _APPEAR_SECONDS: Final = 10.0
 class NodePreparation:
     """Weights, environment and GPU of assignments on this node, in one session.
 
-    `store` is the object store of the session.
+    `store` is the object store of the session; `control_plane` gives registry logins.
     """
 
     def __init__(
@@ -40,12 +46,21 @@ class NodePreparation:
         cache: WeightsCache,
         env_files: EnvDirectory,
         gpus: GpuBooking,
+        control_plane: ControlPlane,
     ) -> None:
         self._session = session
         self._store = store
         self._cache = cache
         self._env_files = env_files
         self._gpus = gpus
+        self._control_plane = control_plane
+
+    async def registry_access(self, desired: DesiredAssignment) -> RegistryAccess | None:
+        """As whom to pull the image now; asked for each time and kept nowhere."""
+        answer = await self._control_plane.assignment_credentials(
+            self._session.node_id, desired.assignment_id
+        )
+        return answer.registry
 
     async def weights(self, desired: DesiredAssignment) -> Path | None:
         """Fetch the weights unless they are here."""
@@ -61,7 +76,10 @@ class NodePreparation:
         """Book the GPU, write the environment file, and say how the runner starts."""
         env = runner_env(desired, self._session)
         local = env if weights is None else {**env, "VYVO_WEIGHTS": str(weights)}
-        self._env_files.write(desired.assignment_id, desired.model_id, desired.version, local)
+        try:
+            self._env_files.write(desired.assignment_id, desired.model_id, desired.version, local)
+        except OSError as error:
+            raise RunnerFailed(f"its environment file cannot be written: {error}") from error
         return RunnerSpec(
             assignment_id=desired.assignment_id,
             image=desired.runner_image,
@@ -205,6 +223,8 @@ class Reconciler:
             _, late = await asyncio.wait(self._tasks.values(), timeout=seconds)
             for task in late:
                 task.cancel()
+        for launcher in self._launchers:
+            await launcher.aclose()
 
     def _start(self, known: UUID, desired: DesiredAssignment, preparation: NodePreparation) -> None:
         assignment = Assignment(

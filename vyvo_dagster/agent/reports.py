@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
+from vyvo_dagster.agent.backoff import Backoff
 from vyvo_dagster.agent.control_plane import ControlPlane, problem_error
 from vyvo_dagster.errors import (
     Conflict,
@@ -105,7 +106,7 @@ class Reports:
 
     async def _deliver(self, batch: list[_Queued]) -> None:
         """Send until each has an answer, or nobody waits for any."""
-        delay, said = _FIRST_DELAY, ""
+        backoff, said = Backoff(_FIRST_DELAY, _LONGEST_DELAY), ""
         while batch := [queued for queued in batch if not queued.answer.done()]:
             try:
                 answers = await self._sent(batch)
@@ -113,8 +114,7 @@ class Reports:
                 if error.detail != said:
                     said = error.detail
                     _log.warning("%d reports wait: %s; trying on", len(batch), said)
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, _LONGEST_DELAY)
+                await asyncio.sleep(backoff.next())
             except VyvoError as error:
                 if len(batch) == 1:
                     _resolve(batch[0], error)

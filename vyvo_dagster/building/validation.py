@@ -11,6 +11,7 @@ from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from vyvo_dagster.domain.address import may_be_public
+from vyvo_dagster.domain.environment import refused_name, refused_value
 from vyvo_dagster.errors import InvalidEnv, InvalidInput, InvalidWeightsUri, VyvoError
 from vyvo_dagster.objects.uri import parse_s3_uri
 
@@ -25,7 +26,6 @@ __all__ = [
 WEIGHTS_SCHEMES: Final = ("s3", "https", "hf")
 
 _URI_CHARS: Final = 2048
-_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _ENV_COUNT: Final = 64
 _ENV_VALUE_BYTES: Final = 4096
 _ENV_TOTAL_BYTES: Final = 32768
@@ -114,8 +114,8 @@ def validate_env(env: Mapping[str, str]) -> dict[str, str]:
 
     Names are those of the shell (`[A-Za-z_][A-Za-z0-9_]*`, at most 128); names that change what a
     process loads (LD_*, PYTHON*, PATH, ...) or that are the platform's (VYVO_*, COG_*) are refused,
-    in any case. Values hold no control character but tab, since they are written to env files,
-    one line each. At most 64 names, 4 KiB a value, 32 KiB together.
+    in any case. Values hold no control character but tab and no Unicode noncharacter, since they
+    are written to env files, one line each. At most 64 names, 4 KiB a value, 32 KiB together.
 
     Raises:
         InvalidEnv: the first thing found wrong. Values are never quoted: they may be secrets.
@@ -124,18 +124,13 @@ def validate_env(env: Mapping[str, str]) -> dict[str, str]:
         raise InvalidEnv(f"env has {len(env)} names; at most {_ENV_COUNT} are allowed")
     total = 0
     for name, value in env.items():
-        if not _ENV_NAME.fullmatch(name):
-            raise InvalidEnv(
-                f"env name {name[:64]!r} must match [A-Za-z_][A-Za-z0-9_]* (128 at most)"
-            )
+        if why := refused_name(name):
+            raise InvalidEnv(why)
         if _ENV_RESERVED.fullmatch(name.upper()):
             raise InvalidEnv(f"env name {name} is reserved; choose another name")
-        if any(c != "\t" and not _carried(c) for c in value):
-            raise InvalidEnv(f"env value of {name} holds a newline, NUL or other control character")
-        size = len(value.encode())
-        if size > _ENV_VALUE_BYTES:
-            raise InvalidEnv(f"env value of {name} is {size} bytes; at most {_ENV_VALUE_BYTES}")
-        total += len(name) + size
+        if why := refused_value(name, value, _ENV_VALUE_BYTES):
+            raise InvalidEnv(why)
+        total += len(name) + len(value.encode())
     if total > _ENV_TOTAL_BYTES:
         raise InvalidEnv(f"env is {total} bytes together; at most {_ENV_TOTAL_BYTES}")
     return dict(env)
@@ -170,14 +165,6 @@ def _check_https(uri: str, error: type[VyvoError], field: str) -> None:
         raise error(f"{field} must not hold . or .. in its path")
     if not may_be_public(host):
         raise error(f"{field} must be at a public host; {host[:64]} is local, private or malformed")
-
-
-def _carried(char: str) -> bool:
-    # C0, DEL, C1, and the two Unicode line ends; lone surrogates cannot be encoded at all.
-    code = ord(char)
-    return not (
-        code < 0x20 or 0x7F <= code < 0xA0 or code in {0x2028, 0x2029} or 0xD800 <= code < 0xE000
-    )
 
 
 def _shown(text: str) -> str:

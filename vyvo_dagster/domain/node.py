@@ -60,6 +60,7 @@ class NodeEventKind(StrEnum):
     DRAINING = "draining"
     DRAINED = "drained"
     DRAIN_DEADLINE = "drain_deadline"
+    CREDENTIAL_REPLACED = "credential_replaced"
     GPU_LOST = "gpu_lost"
     GPU_BACK = "gpu_back"
 

@@ -10,8 +10,10 @@ from vyvo_dagster.domain.model import Resources
 from vyvo_dagster.domain.node import AssignmentState
 
 __all__ = [
+    "AssignmentCredentials",
     "AttemptRef",
     "Capabilities",
+    "CredentialAnswer",
     "DesiredAssignment",
     "Gpu",
     "GpuMetrics",
@@ -20,6 +22,7 @@ __all__ = [
     "ObservedAssignment",
     "Register",
     "RegisterAnswer",
+    "RegistryAccess",
     "S3Access",
 ]
 
@@ -92,14 +95,42 @@ class S3Access(_Model):
 
 
 class RegisterAnswer(_Model):
-    """Answer to a join. `credential` is given on the first join only, shown once."""
+    """Answer to a join. `credential` is given for the join token only, shown once."""
 
     node_id: UUID
-    credential: str | None
+    credential: str | None = Field(repr=False)
+    credential_seconds: float | None = Field(
+        default=None, description="How long the node's credential is still good; null for ever."
+    )
     redis_url: str
     s3: S3Access
     artifact_ttl_seconds: int
     heartbeat_seconds: float
+
+
+class CredentialAnswer(_Model):
+    """Answer to `POST /api/nodes/{id}/credential`: the node's next credential, shown once."""
+
+    credential: str = Field(repr=False)
+    credential_seconds: float = Field(description="How long it is good.")
+
+
+class RegistryAccess(_Model):
+    """As whom a node may pull an image, for a while: a token, or a user name and a password."""
+
+    host: str
+    username: str | None = None
+    password: str | None = Field(default=None, repr=False)
+    token: str | None = Field(
+        default=None, repr=False, description="Pulls this one repository, in a login's place."
+    )
+    expires_in_seconds: float
+
+
+class AssignmentCredentials(_Model):
+    """Answer to `POST /api/nodes/{id}/assignments/{aid}/credentials`; kept in no database."""
+
+    registry: RegistryAccess | None = Field(description="Null where the registry takes anyone.")
 
 
 class ObservedAssignment(_Model):

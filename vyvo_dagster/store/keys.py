@@ -130,6 +130,23 @@ class KeyRepository:
             .values(revoked_at=sa.func.now())
         )
 
+    async def end_by(self, prefix: str, at: datetime) -> None:
+        """Let a key end at `at`, unless it ends before."""
+        ends = api_keys.c.expires_at
+        await self._connection.execute(
+            sa.update(api_keys)
+            .where(api_keys.c.prefix == prefix)
+            .values(expires_at=sa.func.least(sa.func.coalesce(ends, at), at))
+        )
+
+    async def drop_node_but(self, node_id: UUID, prefixes: Iterable[str]) -> None:
+        """Delete a node's credentials, those revoked long ago among them, but these."""
+        await self._connection.execute(
+            sa.delete(api_keys).where(
+                api_keys.c.node_id == node_id, api_keys.c.prefix.not_in(list(prefixes))
+            )
+        )
+
     async def audited(self, action: str, subject: str, limit: int) -> list[Mapping[str, Any]]:
         """Details of the latest such actions, newest first."""
         t = audit_log.c

@@ -18,6 +18,7 @@ from agent_world import Start, starter
 from control_plane import JOIN_TOKEN, ControlPlane
 from redis.asyncio import Redis
 
+from tests.private_registry import PROGRAM
 from vyvo_dagster.settings import S3Settings
 from vyvo_dagster.streams import keys
 
@@ -28,6 +29,7 @@ ENGINE = engine_image.engine()
 
 # Containers are tested where an engine answers.
 collect_ignore = [] if ENGINE is not None else ["test_containers.py"]
+collect_ignore += [] if ENGINE is not None and PROGRAM is not None else ["test_private_images.py"]
 
 
 @pytest.fixture

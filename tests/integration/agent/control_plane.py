@@ -25,6 +25,7 @@ from vyvo_dagster.protocol.job import (
 )
 from vyvo_dagster.protocol.node import (
     AttemptRef,
+    CredentialAnswer,
     DesiredAssignment,
     Heartbeat,
     HeartbeatAnswer,
@@ -46,6 +47,9 @@ class ControlPlane:
         self.url = ""
         self.node_id = uuid4()
         self.credential = "credential-1"
+        self.credential_seconds: float | None = None
+        self.replaced = 0
+        self.beat_tokens: list[str] = []
         self.boots: list[UUID] = []
         self.registered: list[Register] = []
         self.tokens: list[str] = []
@@ -59,6 +63,7 @@ class ControlPlane:
             "heartbeat": deque(),
             "progress": deque(),
             "complete": deque(),
+            "credential": deque(),
             "reports": deque(),
         }
         self.told: defaultdict[UUID, list[str]] = defaultdict(list)
@@ -176,6 +181,7 @@ class ControlPlane:
             answer = RegisterAnswer(
                 node_id=self.node_id,
                 credential=self.credential if token == JOIN_TOKEN else None,
+                credential_seconds=self.credential_seconds,
                 redis_url=self.redis_url,
                 s3=s3,
                 artifact_ttl_seconds=3600,
@@ -184,15 +190,25 @@ class ControlPlane:
             return Response(answer.model_dump_json(), media_type="application/json")
 
         @app.post("/api/nodes/{node_id}/heartbeat")
-        async def heartbeat(node_id: UUID, body: Heartbeat) -> Response:
+        async def heartbeat(node_id: UUID, body: Heartbeat, request: Request) -> Response:
             if refused := self._refused("heartbeat"):
                 return refused
+            self.beat_tokens.append(request.headers["authorization"].removeprefix("Bearer "))
             self.heartbeats.append(body)
             answer = HeartbeatAnswer(
                 server_time=datetime.now(UTC),
                 assignments=list(self.desired.values()),
                 fenced=self.fenced,
             )
+            return Response(answer.model_dump_json(), media_type="application/json")
+
+        @app.post("/api/nodes/{node_id}/credential")
+        async def credential(node_id: UUID) -> Response:
+            if refused := self._refused("credential"):
+                return refused
+            self.replaced += 1
+            self.credential, self.credential_seconds = f"replaced-{self.replaced}", None
+            answer = CredentialAnswer(credential=self.credential, credential_seconds=3600)
             return Response(answer.model_dump_json(), media_type="application/json")
 
         self._take_reports(app)

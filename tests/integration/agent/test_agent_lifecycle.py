@@ -96,7 +96,7 @@ async def test_what_cannot_run_here_says_why(
         desire(plane, "venv://sha256:" + "0" * 64).assignment_id: "not on this node",
         desire(plane, "venv://sha256:../../etc").assignment_id: "64 hex digits",
         desire(plane, runner_image, resources={"gpu_memory_bytes": 1 << 40}).assignment_id: "GPU",
-        desire(plane, runner_image, env={"BAD": "two\nlines"}).assignment_id: "line end",
+        desire(plane, runner_image, env={"BAD": "two\nlines"}).assignment_id: "newline",
         desire(plane, runner_image, weights_url="s3://bucket/key").assignment_id: "checksum",
     }
     async with started():
@@ -120,3 +120,15 @@ async def test_without_a_token_it_says_what_is_missing(
     lacking = settings(plane, runner_venvs, tmp_path, join_token=None)
     with pytest.raises(InvalidInput, match="VYVO_AGENT_JOIN_TOKEN"):
         await asyncio.wait_for(Agent(lacking).run(asyncio.Event()), 10)
+
+
+async def test_its_credential_is_replaced_before_it_ends(
+    plane: ControlPlane, started: Start, tmp_path: Path
+) -> None:
+    plane.credential_seconds = 1.0
+    plane.refusals["credential"].append((503, "unavailable"))
+    async with started():
+        await plane.until(lambda: plane.beat_tokens[-1:] == ["replaced-1"])
+        assert plane.beat_tokens[0] == "credential-1"
+        assert "replaced-1" in (tmp_path / "data" / "credential.json").read_text()
+        assert len(plane.boots) == 1  # The session went on.

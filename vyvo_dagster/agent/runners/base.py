@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol, Self
@@ -13,8 +13,17 @@ from uuid import UUID
 from vyvo_dagster.agent.cog_client import Health, HealthStatus, Listener, Prediction
 from vyvo_dagster.agent.texts import clean
 from vyvo_dagster.errors import RunnerFailed, Unavailable
+from vyvo_dagster.protocol.node import RegistryAccess
 
-__all__ = ["Launcher", "Runner", "RunnerClient", "RunnerSpec", "log_text", "until_serving"]
+__all__ = [
+    "Access",
+    "Launcher",
+    "Runner",
+    "RunnerClient",
+    "RunnerSpec",
+    "log_text",
+    "until_serving",
+]
 
 _POLL_SECONDS: Final = 0.05
 _LONGEST_POLL: Final = 0.5
@@ -49,6 +58,10 @@ class RunnerSpec:
         )  # fmt: skip
         canonical = json.dumps(members, sort_keys=True).encode()
         object.__setattr__(self, "digest", hashlib.sha256(canonical).hexdigest())
+
+
+Access = Callable[[], Awaitable[RegistryAccess | None]]
+"""Gives the login for a registry, at the time when it is needed."""
 
 
 class RunnerClient(Protocol):
@@ -100,8 +113,8 @@ class Launcher(Protocol):
         """Whether `image` names something of this launcher's kind."""
         ...
 
-    async def prepare(self, image: str) -> None:
-        """Have `image` on this host.
+    async def prepare(self, image: str, access: Access | None = None) -> None:
+        """Have `image` on this host; `access` says as whom to fetch it, and is asked if need be.
 
         Raises:
             RunnerFailed: it cannot be had.

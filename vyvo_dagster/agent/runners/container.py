@@ -12,6 +12,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterable, Mapping
+from http import HTTPStatus
 from typing import Any, Final
 from uuid import UUID
 
@@ -19,10 +20,12 @@ from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from docker.types import DeviceRequest, LogConfig, Mount
 
 from vyvo_dagster.agent.cog_client import OUTPUT_BYTES, CogClient
-from vyvo_dagster.agent.runners.base import Runner, RunnerSpec, log_text
+from vyvo_dagster.agent.runners.base import Access, Runner, RunnerSpec, log_text
 from vyvo_dagster.agent.runners.engine import Engine
 from vyvo_dagster.agent.runners.process import free_port
+from vyvo_dagster.agent.runners.remains import Remains
 from vyvo_dagster.errors import RunnerFailed, Unavailable
+from vyvo_dagster.protocol.node import RegistryAccess
 
 __all__ = ["ContainerLauncher", "ContainerRunner"]
 
@@ -54,20 +57,22 @@ class ContainerLauncher:
     def __init__(self, engine: Engine, node_id: UUID) -> None:
         self._engine = engine
         self._node_id = node_id
+        self._remains = Remains(engine)
 
     def accepts(self, image: str) -> bool:
         """Whether `image` is an image reference."""
         return "://" not in image
 
-    async def prepare(self, image: str) -> None:
-        """Pull the image unless it is here."""
+    async def prepare(self, image: str, access: Access | None = None) -> None:
+        """Pull the image unless it is here; a login goes with this one pull and is kept nowhere."""
         images = self._engine.client.images
         try:
             await self._engine.call(images.get, image)
         except ImageNotFound:
             _log.info("pulling %s", image)
+            login = None if access is None else await access()
             try:
-                await self._engine.call(images.pull, image)
+                await self._engine.pull(image, None if login is None else _auth(login))
             except (ImageNotFound, NotFound) as error:
                 raise RunnerFailed(f"no image {image} at its registry: {_said(error)}") from error
             except DockerException as error:
@@ -79,6 +84,7 @@ class ContainerLauncher:
         """Start the container, or adopt the one that an earlier agent left and that still serves."""
         containers = self._engine.client.containers
         name = f"vyvo-runner-{spec.assignment_id}"
+        self._remains.keep(name)
         try:
             with contextlib.suppress(NotFound):
                 left: Any = await self._engine.call(containers.get, name)
@@ -87,10 +93,15 @@ class ContainerLauncher:
                 await self._engine.call(left.remove, force=True)
             image: Any = await self._engine.call(self._engine.client.images.get, spec.image)
             options = _options(spec, image.attrs["Config"], self._node_id)
-            container: Any = await self._engine.call(
-                containers.create, spec.image, name=name, **options
-            )
-            runner = ContainerRunner(self._engine, container, spec.memory_bytes)
+            try:
+                container: Any = await self._engine.call(
+                    containers.create, spec.image, name=name, **options
+                )
+            except Unavailable:
+                # Asked for, and not answered: it may come into being yet.
+                self._remains.later(name)
+                raise
+            runner = self._runner(container, spec)
             try:
                 await self._engine.call(container.start)
                 await runner.locate()
@@ -98,6 +109,9 @@ class ContainerLauncher:
                 await asyncio.shield(runner.stop(0))
                 raise
         except DockerException as error:
+            if isinstance(error, APIError) and error.status_code == HTTPStatus.CONFLICT:
+                # A removal under way, or a container of this name that came into being late.
+                raise Unavailable(f"the engine is not ready for {name}: {_said(error)}") from error
             raise RunnerFailed(f"the engine cannot run {spec.image}: {_said(error)}") from error
         return runner
 
@@ -113,11 +127,14 @@ class ContainerLauncher:
         for container in found:
             if container.labels.get(ASSIGNMENT_LABEL) not in kept:
                 _log.info("removing container %s of an earlier start", container.name)
-                with contextlib.suppress(DockerException):
-                    await self._engine.call(container.remove, force=True)
+                await self._remains.remove(container.id)
 
     async def aclose(self) -> None:
-        """The engine belongs to who opened it."""
+        """Ask for no more removals. The engine belongs to who opened it."""
+        await self._remains.aclose()
+
+    def _runner(self, container: Any, spec: RunnerSpec) -> "ContainerRunner":
+        return ContainerRunner(self._engine, self._remains, container, spec.memory_bytes)
 
     async def _adopted(self, container: Any, spec: RunnerSpec) -> "ContainerRunner | None":
         labels = container.labels
@@ -126,7 +143,7 @@ class ContainerLauncher:
         )
         if not same or container.status != "running":
             return None
-        runner = ContainerRunner(self._engine, container, spec.memory_bytes)
+        runner = self._runner(container, spec)
         try:
             await runner.locate()
             async with runner.connect() as client:
@@ -141,8 +158,9 @@ class ContainerLauncher:
 class ContainerRunner:
     """A started container. `url` is known after `locate`."""
 
-    def __init__(self, engine: Engine, container: Any, memory_bytes: int) -> None:
+    def __init__(self, engine: Engine, remains: Remains, container: Any, memory_bytes: int) -> None:
         self._engine = engine
+        self._remains = remains
         self._container = container
         self._memory_bytes = memory_bytes
         self.url = ""
@@ -184,12 +202,11 @@ class ContainerRunner:
             await asyncio.sleep(_POLL_SECONDS)
 
     async def stop(self, grace_seconds: float) -> None:
-        """SIGTERM, SIGKILL after the grace, and remove."""
-        with contextlib.suppress(NotFound, APIError, Unavailable):
+        """SIGTERM, SIGKILL after the grace, and remove; an engine that is away is asked again later."""
+        with contextlib.suppress(DockerException, Unavailable):
             if grace_seconds > 0:
                 await self._engine.call(self._container.stop, timeout=max(round(grace_seconds), 1))
-        with contextlib.suppress(NotFound, APIError, Unavailable):
-            await self._engine.call(self._container.remove, force=True)
+        await self._remains.remove(self._container.id)
 
     async def log_tail(self) -> str:
         """The end of the container's log."""
@@ -251,6 +268,13 @@ def _options(spec: RunnerSpec, config: Mapping[str, Any], node_id: UUID) -> dict
         # Workers of torch pass tensors by shared memory; the engine's 64 MiB end in a bus error.
         options["shm_size"] = _SHM_BYTES
     return {**options, "environment": env, "labels": labels}
+
+
+def _auth(login: RegistryAccess) -> dict[str, str]:
+    """The engine API's AuthConfig."""
+    if login.token is not None:
+        return {"registrytoken": login.token}
+    return {"username": login.username or "", "password": login.password or ""}
 
 
 def _said(error: Exception) -> str:

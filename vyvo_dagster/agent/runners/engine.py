@@ -1,7 +1,7 @@
 """The container engine of this host, called from threads."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Self, TypeVar
 
@@ -19,6 +19,7 @@ T = TypeVar("T")
 _CALL_SECONDS: Final = 60
 _PING_SECONDS: Final = 5
 _THREADS: Final = 8
+_PULLS: Final = 2
 
 
 class Engine:
@@ -33,6 +34,9 @@ class Engine:
         self.client = client
         self.version = version
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="engine")
+        # A pull takes minutes, and nothing that has to be killed may wait for it.
+        self._pulls = ThreadPoolExecutor(_PULLS, thread_name_prefix="pull")
+        self._closed = False
 
     @classmethod
     def open(cls, docker_host: str | None) -> Self:
@@ -66,9 +70,22 @@ class Engine:
             Unavailable: the engine does not answer.
             docker.errors.APIError: the engine refuses.
         """
-        loop = asyncio.get_running_loop()
+        return await self._called(self._threads, lambda: function(*args, **kwargs))
+
+    async def pull(self, image: str, auth: Mapping[str, str] | None = None) -> None:
+        """Pull an image, as whom `auth` says; a few at a time, in threads of their own.
+
+        Raises:
+            Unavailable, docker.errors.APIError: as `call` does.
+        """
+        login = None if auth is None else dict(auth)
+        await self._called(self._pulls, lambda: self.client.images.pull(image, auth_config=login))
+
+    async def _called(self, threads: ThreadPoolExecutor, call: Callable[[], T]) -> T:
+        if self._closed:
+            raise Unavailable("the connection to the container engine is closed")
         try:
-            return await loop.run_in_executor(self._threads, lambda: function(*args, **kwargs))
+            return await asyncio.get_running_loop().run_in_executor(threads, call)
         except requests.RequestException as error:
             # The SDK's own APIError is one of these too, and is the engine's answer.
             if isinstance(error, DockerException):
@@ -79,7 +96,9 @@ class Engine:
 
     async def aclose(self) -> None:
         """Release threads and connections."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._closed = True
+        for threads in (self._threads, self._pulls):
+            threads.shutdown(wait=False, cancel_futures=True)
         self.client.close()
 
 

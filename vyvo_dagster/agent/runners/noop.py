@@ -16,7 +16,7 @@ from vyvo_dagster.agent.cog_client import (
     Prediction,
     PredictionStatus,
 )
-from vyvo_dagster.agent.runners.base import Runner, RunnerSpec
+from vyvo_dagster.agent.runners.base import Access, Runner, RunnerSpec
 from vyvo_dagster.errors import RunnerFailed
 
 __all__ = ["NoopLauncher", "NoopRunner"]
@@ -43,7 +43,7 @@ class NoopLauncher:
         """Whether `image` is one that only answers its input."""
         return image.startswith(_SCHEME)
 
-    async def prepare(self, image: str) -> None:
+    async def prepare(self, image: str, access: Access | None = None) -> None:
         """Nothing is fetched."""
         if not self._allowed:
             raise RunnerFailed(

@@ -15,7 +15,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from vyvo_dagster.agent.cog_client import OUTPUT_BYTES, CogClient
-from vyvo_dagster.agent.runners.base import Runner, RunnerSpec, log_text
+from vyvo_dagster.agent.runners.base import Access, Runner, RunnerSpec, log_text
 from vyvo_dagster.errors import RunnerFailed
 
 __all__ = ["ProcessLauncher", "ProcessRunner", "free_port"]
@@ -50,7 +50,7 @@ class ProcessLauncher:
         """Whether `image` is an environment of the venv backend."""
         return image.startswith("venv://")
 
-    async def prepare(self, image: str) -> None:
+    async def prepare(self, image: str, access: Access | None = None) -> None:
         """Check that the environment is here; environments are not fetched."""
         await asyncio.to_thread(self._manifest, image)
 

@@ -51,6 +51,7 @@ lint: .venv/.dev ## Check style, types and layers
 	@$(BIN)/buf lint
 	@$(BIN)/buf format --diff --exit-code
 	@$(BIN)/lint-imports
+	@$(BIN)/vyvo templates check
 
 fmt: .venv/.dev ## Put the code into its form
 	@$(BIN)/ruff check --fix-only --quiet .

@@ -91,7 +91,7 @@ async def _again(db: Store, old: Build) -> Build:
     return await db.builds.add(
         id=build_id, tenant=old.tenant, model_id=old.model_id, version=old.version,
         version_id=old.version_id, runner_name=old.runner_name, template=old.template,
-        repo=old.repo, weights_uri=old.weights_uri, env=dict(old.env),
+        repo=old.repo, ref=old.ref, weights_uri=old.weights_uri, env=dict(old.env),
         base_image=old.base_image, backend=old.backend,
     )  # fmt: skip
 

@@ -1,16 +1,27 @@
 """`runner_image`: a runner built from its template, published and checked."""
 
 import hashlib
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dagster import AssetCheckResult, AssetExecutionContext, MaterializeResult, MetadataValue, asset
+from dagster import (
+    AssetCheckResult,
+    AssetExecutionContext,
+    DataVersion,
+    MaterializeResult,
+    MetadataValue,
+    asset,
+)
 
 from assets.build_run import BuildRun, build_step
 from assets.checks import CHECKS, health_check, published_check, uploads_check
+from assets.recipes import Made, base_image_of, data_version, laid_out, store_papers
 from resources import BuildingResource, ObjectsResource, StoreResource, StreamsResource
 from runner_images import SDK_DIR, Template, get_template, load_templates
+from vyvo_dagster.building.locks import ObjectLocks
+from vyvo_dagster.building.sharing import shared_file
 from vyvo_dagster.building.types import BuildRequest, BuildResult
 from vyvo_dagster.building.weights import local_weights
 from vyvo_dagster.domain.build import BuildState
@@ -54,63 +65,68 @@ def runner_image(
         run.log.line("image", f"backend {choice.backend.kind}: {choice.reason}")
         store.call(lambda db: db.builds.update(run.build.id, backend_used=choice.backend.kind))
         s3 = objects.store()
-        request = _request(run, template, building, s3)
 
         def on_state(state: BuildState) -> None:
             store.call(lambda db: db.builds.move(run.build.id, state))
 
-        def upload_lock(lock: Path) -> str:
-            key = f"builds/{run.build.id}.requirements.lock"
-            s3.put_file(s3.bucket(Modality.LOG), key, lock, "text/plain")
-            return format_s3_uri(s3.bucket(Modality.LOG), key)
-
         surroundings = building.context(
-            run.log, run.cancel, on_state, upload_lock=upload_lock,
+            run.log, run.cancel, on_state, locks=ObjectLocks(s3), share=partial(shared_file, s3, str(run.build.id)),
             runner_env=objects.runner_environment(building.artifact_ttl_seconds),
         )  # fmt: skip
-        try:
-            result = choice.backend.build(request, surroundings)
-        except RunnerFailed as error:
-            yield health_check(None, error.detail)
-            raise
+        base_image = base_image_of(run, template, building)
+        with laid_out(run, template, building, surroundings) as made:
+            request = _request(run, template, made, base_image, _weights(run, building, s3))
+            try:
+                result = choice.backend.build(request, surroundings)
+            except RunnerFailed as error:
+                yield health_check(None, error.detail)
+                raise
         yield published_check(building.published(result.image))
         yield health_check(result)
         yield uploads_check(template)
-        _record(run, store, result)
-        yield MaterializeResult(value=None, metadata=_metadata(run, template, result, s3))
+        _record(run, store, result, store_papers(run, template, made, result, base_image, s3))
+        yield MaterializeResult(
+            value=None,
+            metadata=_metadata(run, template, made, result, s3),
+            data_version=DataVersion(data_version(template, made, result)),
+        )
+
+
+def _weights(run: BuildRun, building: BuildingResource, s3: ObjectStore) -> Path | None:
+    version = run.version
+    if not version.weights_url or not version.weights_sha256:
+        return None
+    return local_weights(version.weights_url, version.weights_sha256, s3, building.weights_dir)
 
 
 def _request(
-    run: BuildRun, template: Template, building: BuildingResource, s3: ObjectStore
+    run: BuildRun, template: Template, made: Made, base_image: str, weights: Path | None
 ) -> BuildRequest:
-    version = run.version
-    weights = None
-    if version.weights_url and version.weights_sha256:
-        weights = local_weights(
-            version.weights_url, version.weights_sha256, s3, building.weights_dir
-        )
     return BuildRequest(
         build_id=str(run.build.id),
-        template_dir=template.path,
+        recipe=made.recipe,
         template_name=template.name,
         template_hash=template.hash,
         model_id=run.build.model_id,
         version=run.build.version,
-        base_image=run.build.base_image or template.base_image or building.base_image,
+        base_image=base_image,
         sdk_dir=SDK_DIR,
         env=run.build.env,
         weights_path=weights,
         labels={"vyvo.model": run.build.model_id, "vyvo.version": run.build.version},
-        gpu=version.resources.get("gpu_memory_bytes", 0) > 0,
+        gpu=run.version.resources.get("gpu_memory_bytes", 0) > 0,
+        needs_weights=template.needs_weights,
     )
 
 
-def _record(run: BuildRun, store: StoreResource, result: BuildResult) -> None:
+def _record(
+    run: BuildRun, store: StoreResource, result: BuildResult, papers: Mapping[str, Any]
+) -> None:
     """Into the rows, and not yet as succeeded: the registry entry is the next step's."""
     store.call(
         lambda db: db.builds.update(
             run.build.id, image=result.image, image_digest=result.digest, size_bytes=result.size_bytes,
-            lock_sha256=result.lock_sha256, durations=dict(result.durations),
+            durations=dict(result.durations), **papers,
         )
     )  # fmt: skip
     store.call(
@@ -122,10 +138,15 @@ def _record(run: BuildRun, store: StoreResource, result: BuildResult) -> None:
 
 
 def _metadata(
-    run: BuildRun, template: Template, result: BuildResult, s3: ObjectStore
+    run: BuildRun, template: Template, made: Made, result: BuildResult, s3: ObjectStore
 ) -> dict[str, Any]:
     log_url = format_s3_uri(s3.bucket(Modality.LOG), f"builds/{run.build.id}.log")
-    optional = {"lock_url": result.lock_url, "base_digest": result.base_digest}
+    optional = {
+        "base_digest": result.base_digest,
+        "lock_sha256": result.lock_sha256,
+        "source": made.source and made.source.repo,
+        "source_commit": made.source and made.source.commit,
+    }
     return {
         "image": result.image,
         "digest": result.digest,
@@ -134,7 +155,6 @@ def _metadata(
         "durations": MetadataValue.json(dict(result.durations)),
         "log_url": log_url,
         "backend": result.backend.value,
-        "lock_sha256": result.lock_sha256,
         "python": result.python,
         "template": template.name,
         "template_hash": template.hash,

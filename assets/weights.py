@@ -44,7 +44,9 @@ def model_weights(
             if run.cancel.is_set():
                 raise BuildCanceled("weights: the build was canceled")
 
-        found = copy_weights(uri, objects.store(), building.weights_dir, run.log, check=check)
+        found = copy_weights(
+            uri, objects.store(), building.weights_dir, run.log, check=check, hub=building.hub()
+        )
         store.call(
             lambda db: db.models.set_weights(
                 run.version.id, found.url, found.sha256, found.size_bytes

@@ -72,7 +72,7 @@ async def request_rebuild(db: Store, stale: Stale) -> str:
     )  # fmt: skip
     await db.builds.add(
         id=build_id, tenant=build.tenant, model_id=old.model_id, version=name, version_id=version.id,
-        runner_name=build.runner_name, template=old.template, repo=build.repo, weights_uri=weights,
+        runner_name=build.runner_name, template=old.template, repo=build.repo, ref=build.source_commit or build.ref, weights_uri=weights,
         env=dict(old.env), base_image=build.base_image, backend=BuildBackend(build.backend),
     )  # fmt: skip
     await db.outbox.add(keys.BUILDS, {"id": str(build_id)})

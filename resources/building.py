@@ -2,17 +2,22 @@
 
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal
 
 from dagster import ConfigurableResource
-from pydantic import Field
+from pydantic import Field, SecretStr
 
 from vyvo_dagster.building.backends import Choice, choose
+from vyvo_dagster.building.github_api import GitHubTarget
+from vyvo_dagster.building.hub import Hub
 from vyvo_dagster.building.registry import read_manifest
-from vyvo_dagster.building.types import BuildContext, Log
+from vyvo_dagster.building.source import DEFAULT_SOURCE_HOSTS, SourceLimits
+from vyvo_dagster.building.types import BuildContext, LockStore, Log
 from vyvo_dagster.domain.build import BuildBackend, BuildState
 from vyvo_dagster.errors import BuildFailed
+from vyvo_dagster.settings import Settings
 
 __all__ = ["BuildingResource"]
 
@@ -23,18 +28,71 @@ class BuildingResource(ConfigurableResource[None]):
     data_dir: str = Field(description="Folder of caches, wheelhouses, environments and scratch.")
     registry: str = Field(description="OCI registry that images are pushed to, host:port.")
     base_image: str = Field(description="Base image of builds that name none.")
+    cuda_base_image: str | None = Field(
+        default=None, description="The same for templates that compute on GPUs; None: base_image."
+    )
+    source_hosts: list[str] = Field(
+        default=list(DEFAULT_SOURCE_HOSTS), description="Hosts of builds' repositories."
+    )
+    source_max_bytes: int = Field(default=1 << 30, gt=0, description="Largest repository.")
+    source_seconds: float = Field(default=600.0, gt=0, description="What fetching one may take.")
+    source_ca: str | None = Field(
+        default=None, description="PEM file of certificates that those hosts are checked with."
+    )
+    builder: str | None = Field(
+        default=None, description="BuildKit daemon that builds images, such as tcp://host:1234."
+    )
+    github_repository: str | None = Field(
+        default=None, description="owner/name of the repository whose workflow builds images."
+    )
+    github_token: str | None = Field(default=None, description="Token that may run it.")
+    github_workflow: str = Field(default="vyvo-build.yml", description="File of the workflow.")
+    github_ref: str = Field(default="main", description="Branch or tag whose workflow is run.")
+    github_api: str = Field(default="https://api.github.com", description="URL of GitHub's API.")
+    hub_endpoint: str | None = Field(
+        default=None, description="Hub of hf:// weights; None is Hugging Face's."
+    )
+    hub_token: str | None = Field(default=None, description="Token shown to that hub.")
     engine: Literal["auto", "docker", "process"] = Field(
         default="auto", description="Whether builds use a Docker engine."
     )
     docker_host: str | None = Field(
         default=None, description="Docker engine URL; None: Docker's default."
     )
-    backend: Literal["auto", "buildx", "venv"] = Field(
+    backend: Literal["auto", "buildx", "github_actions", "venv"] = Field(
         default="auto", description="Backend of builds that leave the choice."
     )
     artifact_ttl_seconds: int = Field(
         default=7 * 86400, gt=0, description="Life of a runner's artifacts."
     )
+
+    @classmethod
+    def of(
+        cls, settings: Settings, hub_token: str | None = None, github_token: str | None = None
+    ) -> "BuildingResource":
+        """As the settings say; the tokens may be EnvVar."""
+        return cls(
+            data_dir=str(settings.data_dir.resolve()),
+            registry=settings.registry,
+            base_image=settings.base_image,
+            cuda_base_image=settings.cuda_base_image,
+            engine=settings.engine,
+            docker_host=settings.docker_host,
+            backend=settings.build_backend,
+            artifact_ttl_seconds=settings.artifact_ttl_seconds,
+            source_hosts=settings.source_hosts,
+            source_max_bytes=settings.source_max_bytes,
+            source_seconds=settings.source_seconds,
+            source_ca=str(settings.source_ca) if settings.source_ca else None,
+            builder=settings.builder,
+            hub_endpoint=settings.hub_endpoint,
+            hub_token=hub_token,
+            github_repository=settings.github_repository,
+            github_token=github_token,
+            github_workflow=settings.github_workflow,
+            github_ref=settings.github_ref,
+            github_api=settings.github_api,
+        )
 
     @property
     def root(self) -> Path:
@@ -52,12 +110,33 @@ class BuildingResource(ConfigurableResource[None]):
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
+    def source_limits(self) -> SourceLimits:
+        """What a repository may cost, and where it may be."""
+        return SourceLimits(
+            hosts=self.source_hosts, max_bytes=self.source_max_bytes, seconds=self.source_seconds,
+            ca=Path(self.source_ca) if self.source_ca else None,
+        )  # fmt: skip
+
     def choose(self, asked: BuildBackend) -> Choice:
         """The backend of a build that asks for `asked`; Unavailable where it cannot work here."""
         wanted = BuildBackend(self.backend) if asked is BuildBackend.AUTO else asked
         return choose(
-            wanted, registry=self.registry, docker_host=self.docker_host, engine=self.engine
-        )
+            wanted, registry=self.registry, docker_host=self.docker_host, engine=self.engine,
+            builder=self.builder, github=self._github(),
+        )  # fmt: skip
+
+    def hub(self) -> Hub:
+        """Where hf:// weights come from."""
+        token = SecretStr(self.hub_token) if self.hub_token else None
+        return Hub(self.hub_endpoint, token)
+
+    def _github(self) -> GitHubTarget | None:
+        if self.github_repository is None or not self.github_token:
+            return None
+        return GitHubTarget(
+            self.github_repository, SecretStr(self.github_token), workflow=self.github_workflow,
+            ref=self.github_ref, api=self.github_api,
+        )  # fmt: skip
 
     def context(
         self,
@@ -65,12 +144,13 @@ class BuildingResource(ConfigurableResource[None]):
         cancel: threading.Event,
         on_state: Callable[[BuildState], None],
         runner_env: dict[str, str],
-        upload_lock: Callable[[Path], str],
+        locks: LockStore | None = None,
+        share: Callable[[Path], AbstractContextManager[str]] | None = None,
     ) -> BuildContext:
         """The surroundings of one build."""
         return BuildContext(
             data_dir=self.root, log=log, cancel=cancel, on_state=on_state,
-            runner_env=runner_env, upload_lock=upload_lock,
+            runner_env=runner_env, locks=locks, share=share,
         )  # fmt: skip
 
     def published(self, image: str) -> str:

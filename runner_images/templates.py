@@ -1,35 +1,44 @@
 """The runner templates of this repository: what a build names, and what it is made of."""
 
-import ast
 import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Final, Literal
 
 import yaml
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from vyvo_dagster.errors import BuildFailed, UnknownTemplate
 
 __all__ = [
     "SDK_DIR",
+    "SHARED_DIR",
     "TEMPLATES_DIR",
+    "Accelerator",
     "Modality",
     "Resources",
+    "SourceUse",
     "Template",
     "TemplateInvalid",
-    "check_template",
     "get_template",
     "load_templates",
     "read_template",
 ]
 
 TEMPLATES_DIR = Path(__file__).resolve().parent / "templates"
+SHARED_DIR = Path(__file__).resolve().parent / "shared"
 SDK_DIR = Path(__file__).resolve().parent / "sdk"
 
 Modality = Literal["image", "video", "audio", "text"]
+Accelerator = Literal["none", "cuda"]
+SourceUse = Literal["none", "optional", "required", "cog"]
+"""How a template uses the build's `repo`: not at all, beside its own files, or (`cog`) in their place."""
 
-REQUIRED_FILES = ("template.yaml", "requirements.in", "predict.py", "Dockerfile", "docker-bake.hcl")
+SHARED_FILES: Final = ("Dockerfile", "docker-bake.hcl")
+"""Taken from `shared/` where a template has none of its own."""
+
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _NOT_CONTENT = frozenset({"__pycache__", ".cog", ".DS_Store"})
 
@@ -40,12 +49,40 @@ class TemplateInvalid(BuildFailed):
     code = "template_invalid"
 
 
-@dataclass(frozen=True)
-class Resources:
+class Resources(BaseModel):
     """What a runner of the template needs, in bytes, where a model version says nothing else."""
 
-    gpu_memory_bytes: int
-    memory_bytes: int
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    gpu_memory_bytes: int = Field(ge=0)
+    memory_bytes: int = Field(gt=0)
+
+
+class _Spec(BaseModel):
+    """`template.yaml`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: str
+    modality: Modality
+    description: str = Field(min_length=1, max_length=500)
+    requires_python: str
+    resources: Resources
+    accelerator: Accelerator = "none"
+    base_image: str | None = None
+    needs_weights: bool = True
+    source: SourceUse = "none"
+    source_requirements: list[str] = Field(default_factory=list[str])
+    inputs: dict[str, str] = Field(default_factory=dict[str, str])
+
+    @field_validator("requires_python")
+    @classmethod
+    def _specifier(cls, value: str) -> str:
+        try:
+            SpecifierSet(value)
+        except InvalidSpecifier as error:
+            raise ValueError("not a PEP 440 specifier such as >=3.11,<3.14") from error
+        return value
 
 
 @dataclass(frozen=True)
@@ -58,11 +95,18 @@ class Template:
     resources: Resources
     requires_python: str
     """PEP 440 specifier, such as `>=3.11,<3.14`."""
+    accelerator: Accelerator
     base_image: str | None
     """Base image where the build names none; None takes the platform's default."""
+    needs_weights: bool
+    source: SourceUse
+    source_requirements: tuple[str, ...]
+    """Requirement files of the build's repository that are locked too, those that exist."""
+    inputs: dict[str, str]
+    """Inputs of the predictor, with a sentence each."""
     path: Path
     hash: str
-    """`sha256:<hex>` over the names and contents of the folder's files."""
+    """`sha256:<hex>` over the names and contents of its files, those it takes from `shared/` too."""
 
 
 def load_templates(root: Path = TEMPLATES_DIR) -> dict[str, Template]:
@@ -71,9 +115,7 @@ def load_templates(root: Path = TEMPLATES_DIR) -> dict[str, Template]:
     Raises:
         TemplateInvalid: a folder whose template.yaml is missing or malformed.
     """
-    return {
-        folder.name: read_template(folder) for folder in sorted(root.iterdir()) if folder.is_dir()
-    }
+    return {folder.name: read_template(folder) for folder in _folders(root)}
 
 
 def get_template(name: str, root: Path = TEMPLATES_DIR) -> Template:
@@ -82,7 +124,7 @@ def get_template(name: str, root: Path = TEMPLATES_DIR) -> Template:
     Raises:
         UnknownTemplate: there is none; the detail names those there are.
     """
-    names = sorted(folder.name for folder in root.iterdir() if folder.is_dir())
+    names = [folder.name for folder in _folders(root)]
     # Membership, and never a path made of what a caller sent.
     if name not in names:
         raise UnknownTemplate(
@@ -97,131 +139,51 @@ def read_template(folder: Path) -> Template:
     Raises:
         TemplateInvalid: its template.yaml is missing or malformed.
     """
+    where = f"{folder.name}/template.yaml"
     try:
         loaded: Any = yaml.safe_load((folder / "template.yaml").read_text(encoding="utf-8"))
-        fields = cast("dict[str, Any]", loaded)
-        resources = cast("dict[str, Any]", fields["resources"])
-        template = Template(
-            name=fields["name"],
-            modality=fields["modality"],
-            description=fields["description"],
-            resources=Resources(**{name: int(value) for name, value in resources.items()}),
-            requires_python=fields["requires_python"],
-            base_image=fields.get("base_image"),
-            path=folder,
-            hash=content_hash(folder),
-        )
-    except (OSError, KeyError, TypeError, ValueError, AttributeError, yaml.YAMLError) as error:
-        raise TemplateInvalid(f"{folder.name}/template.yaml: {error!r}") from error
-    if template.name != folder.name or not _NAME.fullmatch(template.name):
-        raise TemplateInvalid(
-            f"{folder.name}/template.yaml: name must be the folder's, in a-z, 0-9 and -"
-        )
-    if template.modality not in get_args(Modality):
-        raise TemplateInvalid(
-            f"{folder.name}/template.yaml: unknown modality {template.modality!r}"
-        )
-    return template
+        spec = _Spec.model_validate(loaded)
+    except ValidationError as error:
+        raise TemplateInvalid(f"{where}: {_first(error)}") from error
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise TemplateInvalid(f"{where}: {error!r}") from error
+    if spec.name != folder.name or not _NAME.fullmatch(spec.name):
+        raise TemplateInvalid(f"{where}: name must be the folder's, in a-z, 0-9 and -")
+    return Template(
+        name=spec.name, modality=spec.modality, description=spec.description,
+        resources=spec.resources, requires_python=spec.requires_python,
+        accelerator=spec.accelerator, base_image=spec.base_image,
+        needs_weights=spec.needs_weights, source=spec.source,
+        source_requirements=tuple(spec.source_requirements), inputs=spec.inputs,
+        path=folder, hash=content_hash(folder),
+    )  # fmt: skip
 
 
 def content_hash(folder: Path) -> str:
-    """`sha256:<hex>` over the names and contents of a folder's files, the same on every machine."""
+    """`sha256:<hex>` over a template's files, the same on every machine.
+
+    Names and contents count, and the shared files that the template uses.
+    """
+    files = {
+        path.relative_to(folder).as_posix(): path
+        for path in folder.rglob("*")
+        if path.is_file() and not _NOT_CONTENT.intersection(path.relative_to(folder).parts)
+    }
+    for name in (*SHARED_FILES, "Dockerfile.prebuilt"):
+        files.setdefault(name, SHARED_DIR / name)
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*"), key=lambda each: each.relative_to(folder).as_posix()):
-        relative = path.relative_to(folder)
-        if path.is_file() and not _NOT_CONTENT.intersection(relative.parts):
-            content = path.read_bytes()
-            # Lengths first, so that no two folders run together into the same bytes.
-            digest.update(f"{relative.as_posix()}\0{len(content)}\0".encode())
-            digest.update(content)
+    for name, path in sorted(files.items()):
+        content = path.read_bytes()
+        # Lengths first, so that no two folders run together into the same bytes.
+        digest.update(f"{name}\0{len(content)}\0".encode())
+        digest.update(content)
     return "sha256:" + digest.hexdigest()
 
 
-def check_template(path: Path) -> list[str]:
-    """What is wrong with a template, a sentence each; an empty list when nothing is.
-
-    Read from the source alone, so that a template whose libraries are not installed can be checked:
-    the files are there, `predict.py` has a `Predictor` with a streaming `run`, outputs go through
-    `vyvo_runner.upload`, and the image installs from a hash-locked wheelhouse as a user, not root.
-    """
-    problems = [f"{name} is missing" for name in REQUIRED_FILES if not (path / name).is_file()]
-    if problems:
-        return problems
-    problems += _check_predictor((path / "predict.py").read_text(encoding="utf-8"))
-    problems += _check_dockerfile((path / "Dockerfile").read_text(encoding="utf-8"))
-    try:
-        read_template(path)
-    except TemplateInvalid as error:
-        problems.append(str(error))
-    return problems
+def _folders(root: Path) -> list[Path]:
+    return sorted(each for each in root.iterdir() if each.is_dir() and each.name[0] not in "._")
 
 
-def _check_predictor(source: str) -> list[str]:
-    try:
-        tree = ast.parse(source)
-    except SyntaxError as error:
-        return [f"predict.py does not parse: {error}"]
-    predictor = next(
-        (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Predictor"),
-        None,
-    )
-    if predictor is None:
-        return ["predict.py has no class Predictor"]
-    methods = {
-        node.name: node
-        for node in predictor.body
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-    }
-    run = methods.get("run") or methods.get("predict")
-    if run is None:
-        return ["Predictor has no method run"]
-    problems: list[str] = []
-    if "streaming" not in {_dotted(node).rpartition(".")[2] for node in run.decorator_list}:
-        problems.append("Predictor.run is not @streaming, so that no progress can be followed")
-    if not any(_uploads(node, _upload_names(tree)) for node in ast.walk(run)):
-        problems.append(
-            "Predictor.run never calls vyvo_runner.upload, so that outputs reach no bucket"
-        )
-    return problems
-
-
-def _upload_names(tree: ast.Module) -> frozenset[str]:
-    """What `vyvo_runner.upload` is called in a module, by its imports."""
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names |= {
-                f"{each.asname or each.name}.upload"
-                for each in node.names
-                if each.name == "vyvo_runner"
-            }
-        elif isinstance(node, ast.ImportFrom) and node.module == "vyvo_runner":
-            names |= {each.asname or each.name for each in node.names if each.name == "upload"}
-    return frozenset(names)
-
-
-def _uploads(node: ast.AST, names: frozenset[str]) -> bool:
-    return isinstance(node, ast.Call) and _dotted(node.func) in names
-
-
-def _dotted(node: ast.expr) -> str:
-    if isinstance(node, ast.Call):
-        return _dotted(node.func)
-    if isinstance(node, ast.Attribute):
-        return f"{_dotted(node.value)}.{node.attr}"
-    return node.id if isinstance(node, ast.Name) else ""
-
-
-def _check_dockerfile(text: str) -> list[str]:
-    wanted = {
-        "FROM ${BASE_IMAGE}": "does not build from ${BASE_IMAGE}",
-        "--no-index": "may install from a network: pip has no --no-index",
-        "--require-hashes": "installs unlocked packages: pip has no --require-hashes",
-        "vyvo_runner.schema": "does not write the schema by vyvo_runner.schema",
-        "COG_PREDICT_TYPE_STUB": "does not name the predictor in COG_PREDICT_TYPE_STUB",
-    }
-    problems = [f"Dockerfile {problem}" for needle, problem in wanted.items() if needle not in text]
-    users = re.findall(r"^USER\s+(\S+)", text, flags=re.MULTILINE)
-    if not users or users[-1].split(":")[0] in ("root", "0"):
-        problems.append("Dockerfile ends as root; set USER")
-    return problems
+def _first(error: ValidationError) -> str:
+    found = error.errors()[0]
+    return f"{'.'.join(str(part) for part in found['loc']) or 'it'}: {found['msg']}"

@@ -3,6 +3,8 @@
 Values of the environment are read here; secrets are named, so that the UI shows no value.
 """
 
+import os
+
 from dagster import Definitions, EnvVar
 
 from assets import ASSETS, JOBS
@@ -24,6 +26,13 @@ __all__ = ["defs"]
 _settings = Settings()
 _s3 = S3Settings()
 _hosts = HostsSettings()
+
+
+def _secret(name: str) -> str | None:
+    """A secret by its variable's name, where that is set."""
+    return EnvVar(name) if name in os.environ else None
+
+
 _store = StoreResource(dsn=EnvVar("VYVO_POSTGRES_DSN"))
 _objects = ObjectsResource(
     endpoint=_s3.endpoint,
@@ -46,14 +55,10 @@ defs = Definitions(
         "streams": StreamsResource(url=EnvVar("VYVO_REDIS_URL")),
         "objects": _objects,
         "json_values": JsonValues(objects=_objects),
-        "building": BuildingResource(
-            data_dir=str(_settings.data_dir.resolve()),
-            registry=_settings.registry,
-            base_image=_settings.base_image,
-            engine=_settings.engine,
-            docker_host=_settings.docker_host,
-            backend=_settings.build_backend,
-            artifact_ttl_seconds=_settings.artifact_ttl_seconds,
+        "building": BuildingResource.of(
+            _settings,
+            hub_token=_secret("VYVO_SECRET_HUGGING_FACE"),
+            github_token=_secret("VYVO_GITHUB_TOKEN"),
         ),
     },
 )

@@ -1,7 +1,7 @@
 """/api/builds."""
 
 from collections.abc import AsyncGenerator
-from typing import Annotated
+from typing import Annotated, Final
 from uuid import UUID
 
 from fastapi import APIRouter, Header, Query
@@ -21,6 +21,8 @@ from vyvo_dagster.store.records import Build
 __all__ = ["router"]
 
 router = APIRouter(prefix="/api/builds", tags=["builds"])
+
+_CYCLONEDX: Final = "application/vnd.cyclonedx+json"
 
 
 @router.post("", status_code=202, summary="Queue a build of a runner image")
@@ -56,6 +58,29 @@ async def get(
         build = await service.find(store, principal, build_id)
     log = await logs.slice_of(context, build, log_offset, log_limit) if log_limit else None
     return build_view(build, log)
+
+
+@router.get(
+    "/{build_id}/lock", summary="Get the lock of a build", response_class=Response,
+    responses={200: {"description": "Every package, by hash.", "content": {"text/plain": {}}}},
+)  # fmt: skip
+async def lock(build_id: UUID, principal: BuildsRead, context: Ctx) -> Response:
+    """A requirements file for pip and uv. 404 until the build has one."""
+    async with context.database.transaction() as store:
+        build = await service.find(store, principal, build_id)
+    text = await service.paper(context, build.lock_url, "lock")
+    return Response(text, media_type="text/plain; charset=utf-8")
+
+
+@router.get(
+    "/{build_id}/sbom", summary="Get a build's bill of materials", response_class=Response,
+    responses={200: {"description": "CycloneDX 1.6.", "content": {_CYCLONEDX: {}}}},
+)  # fmt: skip
+async def sbom(build_id: UUID, principal: BuildsRead, context: Ctx) -> Response:
+    """Wheels, base image and source, each by its hash. 404 until the build has one."""
+    async with context.database.transaction() as store:
+        build = await service.find(store, principal, build_id)
+    return Response(await service.paper(context, build.sbom_url, "SBOM"), media_type=_CYCLONEDX)
 
 
 @router.post("/{build_id}/cancel", summary="Cancel a build")

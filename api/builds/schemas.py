@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, Field
@@ -35,9 +35,16 @@ class BuildRequest(Body):
     model_id: _Long = Field(description="`owner/name`.", examples=["vyvo/digits"])
     version: _Long = Field(examples=["v1"])
     repo: _Long | None = Field(
-        None, description="https URL of the source, recorded with the build.",
+        None, description="https URL of the git repository with the model's source, at an allowed host.",
         examples=["https://github.com/owner/name"],
     )  # fmt: skip
+    ref: _Long | None = Field(
+        None, description="Branch, tag or full commit id; unset takes the default branch.",
+        examples=["v1.0.2"],
+    )  # fmt: skip
+    modality: Literal["image", "video", "audio", "text"] | None = Field(
+        None, description="What the model makes; unset takes the template's."
+    )
     weights_uri: _Long | None = Field(
         None, description="s3://, https:// or hf:// location of the weights.",
         examples=["s3://vyvo-model/weights/sha256/0f3a..."],
@@ -87,6 +94,8 @@ class BuildView(BaseModel):
     runner_name: str
     template: str
     repo: str | None
+    ref: str | None
+    source_commit: str | None
     weights_uri: str | None
     env: dict[str, str]
     base_image: str | None
@@ -97,7 +106,10 @@ class BuildView(BaseModel):
     image: str | None
     image_digest: str | None
     size_bytes: int | None
+    base_digest: str | None
+    template_hash: str | None
     lock_sha256: str | None
+    has_sbom: bool
     log_url: str | None
     log_lines: int | None
     error: str | None
@@ -118,11 +130,12 @@ def build_view(build: Build, log: LogSlice | None = None) -> BuildView:
     return BuildView(
         build_id=build.id, status=build.state, model_id=build.model_id, version=build.version,
         version_id=build.version_id, runner_name=build.runner_name, template=build.template,
-        repo=build.repo, weights_uri=build.weights_uri, env=masked(build.env),
+        repo=build.repo, ref=build.ref, source_commit=build.source_commit, weights_uri=build.weights_uri, env=masked(build.env),
         base_image=build.base_image, backend=build.backend, backend_used=build.backend_used,
         tenant=build.tenant, run_id=build.run_id, image=build.image,
         image_digest=build.image_digest, size_bytes=build.size_bytes,
-        lock_sha256=build.lock_sha256, log_url=build.log_url, log_lines=build.log_lines,
+        base_digest=build.base_digest, template_hash=build.template_hash,
+        lock_sha256=build.lock_sha256, has_sbom=build.sbom_url is not None, log_url=build.log_url, log_lines=build.log_lines,
         error=build.error, durations=dict(build.durations), created_at=build.created_at,
         started_at=build.started_at, finished_at=build.finished_at, log=log,
     )  # fmt: skip

@@ -1,5 +1,7 @@
 """Builds: checked whole, written in one transaction, launched after it."""
 
+import asyncio
+from collections.abc import Collection
 from uuid import UUID
 
 from uuid_utils.compat import uuid7
@@ -12,17 +14,18 @@ from runner_images.templates import Template, get_template
 from vyvo_dagster.building.validation import (
     validate_base_image,
     validate_env,
+    validate_ref,
     validate_repo,
     validate_weights_uri,
 )
 from vyvo_dagster.domain.build import BuildBackend, BuildState
 from vyvo_dagster.domain.model import Modality, VersionState, parse_model_id, parse_version
-from vyvo_dagster.errors import IllegalTransition, NotFound
+from vyvo_dagster.errors import IllegalTransition, InvalidInput, InvalidWeightsUri, NotFound
 from vyvo_dagster.store.database import Store
 from vyvo_dagster.store.records import Build
 from vyvo_dagster.streams import keys
 
-__all__ = ["cancel", "find", "submit"]
+__all__ = ["cancel", "find", "paper", "submit"]
 
 
 async def submit(
@@ -36,7 +39,7 @@ async def submit(
         VersionExists: the version is built or being built.
         Forbidden: the model is another tenant's.
     """
-    template = _check(body)
+    template = _check(body, context.settings.source_hosts)
     build_id = uuid7()
 
     async with context.database.transaction() as store:
@@ -52,7 +55,7 @@ async def submit(
     return answer
 
 
-def _check(body: BuildRequest) -> Template:
+def _check(body: BuildRequest, source_hosts: Collection[str]) -> Template:
     template = get_template(body.template)
     parse_model_id(body.model_id)
     parse_version(body.version)
@@ -60,10 +63,30 @@ def _check(body: BuildRequest) -> Template:
     if body.weights_uri is not None:
         validate_weights_uri(body.weights_uri)
     if body.repo is not None:
-        validate_repo(body.repo)
+        validate_repo(body.repo, source_hosts)
+    if body.ref is not None:
+        validate_ref(body.ref)
+        if body.repo is None:
+            raise InvalidInput("ref names a place in a repository; name the repo too")
     if body.base_image is not None:
         validate_base_image(body.base_image)
+    _check_template(body, template)
     return template
+
+
+def _check_template(body: BuildRequest, template: Template) -> None:
+    """That the build brings what its template is made of."""
+    if template.needs_weights and body.weights_uri is None:
+        raise InvalidWeightsUri(
+            f"the template {template.name} needs weights: name their weights_uri"
+        )
+    if template.source == "required" and body.repo is None:
+        raise InvalidInput(f"the template {template.name} needs a repo")
+    if template.source == "cog" and body.repo is None and body.base_image is None:
+        raise InvalidInput(
+            f"the template {template.name} needs a repo with a cog.yaml, or as base_image an image that "
+            "Cog has built"
+        )
 
 
 async def _write(
@@ -74,7 +97,7 @@ async def _write(
     check_owner(principal, model.tenant, f"model {model.model_id}")
     version = await store.models.start_building(
         id=uuid7(), model_id=body.model_id, version=body.version, template=template.name,
-        modality=Modality(template.modality), weights_uri=body.weights_uri, env=body.env,
+        modality=Modality(body.modality or template.modality), weights_uri=body.weights_uri, env=body.env,
         resources={
             "gpu_memory_bytes": template.resources.gpu_memory_bytes,
             "memory_bytes": template.resources.memory_bytes,
@@ -84,7 +107,7 @@ async def _write(
     await store.builds.add(
         id=build_id, tenant=principal.tenant, model_id=body.model_id, version=body.version,
         version_id=version.id, runner_name=body.runner_name, template=template.name,
-        repo=body.repo, weights_uri=body.weights_uri, env=dict(body.env),
+        repo=body.repo, ref=body.ref, weights_uri=body.weights_uri, env=dict(body.env),
         base_image=body.base_image,
         backend=body.backend or BuildBackend(context.settings.build_backend),
     )  # fmt: skip
@@ -101,6 +124,13 @@ async def find(store: Store, principal: Principal, build_id: UUID) -> Build:
     if build is None or principal.sees not in {None, build.tenant}:
         raise NotFound("no such build")
     return build
+
+
+async def paper(context: Context, url: str | None, what: str) -> bytes:
+    """A document that a build left in the store, else NotFound; Unavailable while the store is."""
+    if url is None:
+        raise NotFound(f"the build has no {what}")
+    return await asyncio.to_thread(context.objects.get_bytes, url)
 
 
 async def cancel(context: Context, principal: Principal, build_id: UUID) -> Build:

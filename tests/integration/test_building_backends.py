@@ -20,7 +20,9 @@ import httpx
 import jsonschema
 import pytest
 
+from runner_images import SHARED_DIR
 from vyvo_dagster.building.backends import choose, why_not_buildx
+from vyvo_dagster.building.recipe import TemplateFiles, lay_out
 from vyvo_dagster.building.types import BuildCanceled, BuildContext, BuildRequest, BuildResult
 from vyvo_dagster.domain.build import BuildBackend, BuildState
 from vyvo_dagster.errors import BuildFailed, RunnerFailed, Unavailable
@@ -85,9 +87,13 @@ class Bench:
     build_id: str = field(default_factory=lambda: str(uuid.uuid4()))
 
     def build(self, backend: BuildBackend, **changes: Any) -> BuildResult:
+        files = TemplateFiles(self.template, SHARED_DIR)
+        recipe = lay_out(
+            self.data_dir / "builds" / self.build_id / "context", files, None, self.log
+        )
         request = BuildRequest(
             build_id=self.build_id,
-            template_dir=self.template,
+            recipe=recipe,
             template_name="greeter",
             template_hash="0" * 64,
             model_id=f"test/{self.build_id[:13]}",
@@ -134,8 +140,8 @@ def shared_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def template(tmp_path: Path) -> Path:
     folder = tmp_path / "template"
     folder.mkdir()
-    for name in ("Dockerfile", "docker-bake.hcl", ".dockerignore"):
-        shutil.copy(IMAGES / "templates" / "digits-diffusion" / name, folder / name)
+    for name in ("Dockerfile", "docker-bake.hcl"):
+        shutil.copy(SHARED_DIR / name, folder / name)
     (folder / "requirements.in").write_text("cog>=0.23,<0.24\n")
     (folder / "template.yaml").write_text("name: greeter\n")
     (folder / "predict.py").write_text(PREDICTOR)
@@ -301,7 +307,6 @@ class TestImage:
         client = docker.from_env()
         labels = client.images.get(result.image).labels
         client.close()
-        assert labels["vyvo.build"] == bench.build_id
         assert labels["vyvo.model"] == f"test/{bench.build_id[:13]}"
         assert labels["org.opencontainers.image.base.digest"] == result.base_digest
         assert "GREETING" not in json.dumps(labels)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vyvo_dagster.building.buildx import repository_of
+from vyvo_dagster.building.image_check import repository_of
 from vyvo_dagster.building.wheelhouse import Target
 from vyvo_dagster.errors import BuildFailed, InvalidInput
 from vyvo_dagster.objects import format_s3_uri, parse_s3_uri

@@ -22,6 +22,8 @@ from vyvo_dagster.errors import InvalidEnv, InvalidInput, InvalidWeightsUri
         "https://[2606:2800:220:1:248:1893:25c8:1946]/w.bin",
         "hf://chetwinlow1/Ovi/model.safetensors",
         "hf://chetwinlow1/Ovi@v1.0/folder/model.safetensors",
+        "hf://chetwinlow1/Ovi",
+        "hf://chetwinlow1/Ovi@v1.0",
     ],
 )
 def test_weights_of_the_store_public_hosts_and_the_hub_are_allowed(uri: str) -> None:
@@ -94,7 +96,8 @@ def test_weights_of_the_store_public_hosts_and_the_hub_are_allowed(uri: str) -> 
         "https://\uff11\uff12\uff17.0.0.1/w.bin",
         "https://localhost\u3002/w.bin",
         "hf://owner",
-        "hf://owner/name",
+        "hf://owner/name/",
+        "hf://owner/name@",
         "hf://owner/name/../x",
         "hf://owner/name@/x",
         "hf://owner/name@../x",
@@ -181,19 +184,39 @@ def test_env_errors_never_quote_values() -> None:
     assert "TOKEN" in caught.value.detail
 
 
-def test_repo_is_https_without_credentials() -> None:
-    assert validate_repo("https://github.com/x/y.git") == "https://github.com/x/y.git"
+HOSTS = ["github.com", "git.inside:8443"]
+
+
+def test_repo_is_https_at_an_allowed_host_without_credentials() -> None:
+    for good in (
+        "https://github.com/x/y.git",
+        "https://git.inside:8443/x",
+        "https://GitHub.com:443/x/y",
+    ):
+        assert validate_repo(good, HOSTS) == good
     for bad in [
         "git@github.com:x/y",
         "http://github.com/x/y",
         "https://token@github.com/x/y",
+        "https://github.com@evil.example/x/y",
+        "https://github.com.evil.example/x/y",
+        "https://github.com:8443/x/y",
+        "https://git.inside/x",
         "https://localhost/x",
         "--upload-pack=touch",
         "https://github.com/x y",
+        "https://github.com/x/../y",
+        "https://github.com/x/y?z=1",
+        "https://github.com/x/y#z",
+        "https://github.com",
+        "https://[::1/x",
         "ext::sh -c id",
     ]:
         with pytest.raises(InvalidInput):
-            validate_repo(bad)
+            validate_repo(bad, HOSTS)
+        with pytest.raises(InvalidInput):
+            validate_repo("https://10.0.0.7/x/y", ["*"])
+    assert validate_repo("https://any.example/x/y", ["*"]) == "https://any.example/x/y"
 
 
 @pytest.mark.parametrize(

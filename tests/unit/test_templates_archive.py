@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import vyvo_runner
 
 from runner_images import TEMPLATES_DIR
 
@@ -39,13 +40,11 @@ def entry(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.T
     return member
 
 
-def test_files_and_folders_come_out_without_their_modes(
-    archive: ModuleType, tmp_path: Path
-) -> None:
+def test_files_and_folders_come_out_without_their_modes(tmp_path: Path) -> None:
     source = tar_of(tmp_path / "w", entry("m", tarfile.DIRTYPE), entry("m/unet/a"), entry("b"))
     folder = tmp_path / "out"
     folder.mkdir()
-    archive.unpack(source, folder)
+    vyvo_runner.unpack(source, folder)
     assert sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()) == [
         "b",
         "m/unet/a",
@@ -67,13 +66,11 @@ def test_files_and_folders_come_out_without_their_modes(
     ],
     ids=lambda member: member.name,
 )
-def test_nothing_else_of_a_tar_is_unpacked(
-    archive: ModuleType, tmp_path: Path, member: tarfile.TarInfo
-) -> None:
+def test_nothing_else_of_a_tar_is_unpacked(tmp_path: Path, member: tarfile.TarInfo) -> None:
     folder = tmp_path / "out"
     folder.mkdir()
     with pytest.raises(ValueError, match="refusing"):
-        archive.unpack(tar_of(tmp_path / "w", member), folder)
+        vyvo_runner.unpack(tar_of(tmp_path / "w", member), folder)
     assert list(folder.iterdir()) == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "w"]
 
@@ -101,3 +98,17 @@ def test_other_files_are_refused(archive: ModuleType, tmp_path: Path, content: b
     (tmp_path / "w").write_bytes(content)
     with pytest.raises(ValueError, match="neither a tar nor a safetensors file"):
         archive.safetensors_names(tmp_path / "w")
+
+
+def test_weights_of_several_files_are_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    given = {"VYVO_WEIGHTS": str(tmp_path / "folder")}
+    assert vyvo_runner.weights_folder(given) == tmp_path / "folder"
+    for name, members in {"flat": [entry("a"), entry("b")], "nested": [entry("m/a")]}.items():
+        tar_of(tmp_path / name, *members)
+        folder = vyvo_runner.weights_folder({"VYVO_WEIGHTS": str(tmp_path / name)})
+        assert (folder / "a").read_bytes() == b"xxx"
+    for name, members in {"bad": [entry("../x")], "none": None}.items():
+        tar_of(tmp_path / name, *members) if members else (tmp_path / name).write_bytes(b"x")
+        with pytest.raises(vyvo_runner.WeightsError):
+            vyvo_runner.weights_folder({"VYVO_WEIGHTS": str(tmp_path / name)})

@@ -10,6 +10,8 @@ import requests
 
 from vyvo_dagster.building.buildx import BuildxBackend
 from vyvo_dagster.building.container_check import engine_client
+from vyvo_dagster.building.github_actions import GitHubActionsBackend
+from vyvo_dagster.building.github_api import GitHubTarget
 from vyvo_dagster.building.registry import registry_answers
 from vyvo_dagster.building.types import BuildContext, BuildRequest, BuildResult
 from vyvo_dagster.building.venv import VenvBackend
@@ -44,6 +46,8 @@ def choose(
     docker_host: str | None = None,
     engine: EngineChoice = "auto",
     venv_root: Path | None = None,
+    builder: str | None = None,
+    github: GitHubTarget | None = None,
 ) -> Choice:
     """The backend for a build.
 
@@ -52,10 +56,12 @@ def choose(
         registry: `host:port` that images are pushed to.
         docker_host: engine; None for Docker's default.
         engine: "process" keeps AUTO from looking for an engine, "docker" forbids it the venv.
+        builder: address of a BuildKit daemon that builds in the engine's place.
+        github: where workflows build; None allows no github_actions.
         venv_root: where environments stand; None for `<data_dir>/venvs`.
 
     Raises:
-        Unavailable: buildx is asked for and cannot work here; the detail says what is missing.
+        Unavailable: a backend is asked for and cannot work here; the detail says what is missing.
     """
     venv = VenvBackend(venv_root)
     if asked is BuildBackend.VENV:
@@ -63,11 +69,17 @@ def choose(
     if asked is BuildBackend.AUTO and engine == "process":
         return Choice(venv, "runners are processes here (VYVO_ENGINE=process)")
     missing = why_not_buildx(registry, docker_host)
+    if asked is BuildBackend.GITHUB_ACTIONS:
+        if github is None:
+            missing = "set VYVO_GITHUB_REPOSITORY and VYVO_GITHUB_TOKEN"
+        if github is None or missing is not None:
+            raise Unavailable(f"the build backend github_actions cannot work here: {missing}")
+        return Choice(GitHubActionsBackend(github, registry, docker_host), "asked for")
     if missing is None:
         reason = (
             "asked for" if asked is BuildBackend.BUILDX else "a Docker engine and a registry answer"
         )
-        return Choice(BuildxBackend(registry, docker_host), reason)
+        return Choice(BuildxBackend(registry, docker_host, builder), reason)
     if asked is BuildBackend.BUILDX or engine == "docker":
         raise Unavailable(f"the build backend buildx cannot work here: {missing}")
     return Choice(venv, missing)

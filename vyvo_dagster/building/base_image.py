@@ -14,7 +14,7 @@ from vyvo_dagster.building.types import BuildContext
 from vyvo_dagster.building.wheelhouse import Target
 from vyvo_dagster.errors import BuildFailed, Unavailable
 
-__all__ = ["BaseImage", "inspect_base"]
+__all__ = ["BaseImage", "inspect_base", "inspect_cog_image"]
 
 _MARK: Final = "vyvo-probe "
 _PROBE: Final = (
@@ -48,7 +48,7 @@ def inspect_base(
         BuildFailed: it cannot be pulled, or has no python3.
         Unavailable: the engine does not answer.
     """
-    image_id, digest = _identity(reference, context, docker_host, env)
+    image_id, digest, _ = _identity(reference, context, docker_host, env)
     cache = context.data_dir.resolve() / "bases" / f"{image_id.removeprefix('sha256:')}.json"
     if cache.is_file():
         found = cast("list[str]", json.loads(cache.read_text()))
@@ -63,9 +63,26 @@ def inspect_base(
     return BaseImage(digest, python, Target.of(minor, machine, libc.removeprefix("glibc ")))
 
 
+def inspect_cog_image(
+    reference: str, context: BuildContext, docker_host: str | None, env: Mapping[str, str]
+) -> str:
+    """Digest of an image that Cog has built, pulled if the engine lacks it.
+
+    Raises:
+        BuildFailed: it cannot be pulled, or Cog did not build it.
+        Unavailable: the engine does not answer.
+    """
+    _, digest, labels = _identity(reference, context, docker_host, env)
+    if not any(name.startswith("run.cog.") for name in labels):
+        raise BuildFailed(
+            f"base: {reference} was not built by Cog (it has no run.cog labels); name a repo with a cog.yaml"
+        )
+    return digest
+
+
 def _identity(
     reference: str, context: BuildContext, docker_host: str | None, env: Mapping[str, str]
-) -> tuple[str, str]:
+) -> tuple[str, str, Mapping[str, str]]:
     client = engine_client(docker_host)
     try:
         images = cast("Any", client.images)
@@ -79,7 +96,8 @@ def _identity(
     finally:
         client.close()
     digests = [str(item).rpartition("@")[2] for item in attrs.get("RepoDigests") or []]
-    return str(attrs["Id"]), digests[0] if digests else str(attrs["Id"])
+    labels = cast("dict[str, str]", attrs.get("Config", {}).get("Labels") or {})
+    return str(attrs["Id"]), digests[0] if digests else str(attrs["Id"]), labels
 
 
 def _probe(

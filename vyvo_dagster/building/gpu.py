@@ -17,7 +17,7 @@ def host_has_gpu() -> bool:
 
 def setup_can_run(request: BuildRequest, context: BuildContext) -> bool:
     """Whether weights and, where the model needs one, a GPU are there; says so in the log if not."""
-    if request.weights_path is None:
+    if request.weights_path is None and request.needs_weights:
         context.log.line(
             "check", "no weights are given: setup is not checked, only that the server answers"
         )

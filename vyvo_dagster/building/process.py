@@ -12,12 +12,12 @@ from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from vyvo_dagster.building.types import BuildCanceled, Log
 from vyvo_dagster.errors import BuildFailed
 
-__all__ = ["dying_with_us", "run_logged", "stop_group"]
+__all__ = ["CancelFlag", "dying_with_us", "run_logged", "stop_group"]
 
 # PR_SET_PDEATHSIG (1): a build worker that is killed leaves nothing running. Set by a launcher
 # after the fork, because Python code between fork and exec can dead-lock a threaded worker. It
@@ -34,16 +34,25 @@ _LINE_BYTES = 1 << 20
 _QUOTED_CHARS = 600
 
 
+class CancelFlag(Protocol):
+    """A threading.Event, or what stands for one."""
+
+    def is_set(self) -> bool:
+        """Whether the build is to stop."""
+        ...
+
+
 def run_logged(
     argv: Sequence[str],
     *,
     step: str,
     log: Log,
-    cancel: threading.Event,
+    cancel: CancelFlag,
     timeout: float,
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     on_line: Callable[[str], tuple[str, str] | None] | None = None,
+    watch: Callable[[], None] | None = None,
 ) -> str:
     """Run a command in its own process group and log what it prints.
 
@@ -56,6 +65,7 @@ def run_logged(
         env: added to this process's environment.
         cwd: working directory.
         on_line: turns a printed line into (step, text), or None to drop it.
+        watch: called with each line and four times a second in between; raises to stop the command.
 
     Returns:
         The last lines printed, for what a caller reads out of them.
@@ -86,6 +96,8 @@ def run_logged(
         for line in _until_end(process, lines, cancel):
             if time.monotonic() > deadline:
                 raise BuildFailed(f"{step}: gave up after {timeout:g} s")
+            if watch is not None:
+                watch()
             shown = (on_line(line) if on_line else (step, line)) if line is not None else None
             if shown is not None:
                 log.line(*shown)
@@ -106,7 +118,7 @@ def run_logged(
 def _until_end(
     process: "subprocess.Popen[bytes]",
     lines: "queue.SimpleQueue[str | None]",
-    cancel: threading.Event,
+    cancel: CancelFlag,
 ) -> Generator[str | None]:
     """The lines of a process, and None four times a second in between; BuildCanceled on cancel."""
     silent = 0

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,7 +11,9 @@ from typing import Any, Protocol
 from vyvo_dagster.domain.build import BuildBackend, BuildState
 from vyvo_dagster.errors import BuildFailed
 
-__all__ = ["BuildCanceled", "BuildContext", "BuildRequest", "BuildResult", "Log", "Phases"]
+__all__ = [
+    "BuildCanceled", "BuildContext", "BuildRequest", "BuildResult", "LockStore", "Log", "Phases", "Recipe",
+]  # fmt: skip
 
 
 class BuildCanceled(BuildFailed):
@@ -28,12 +30,41 @@ class Log(Protocol):
         ...
 
 
+class LockStore(Protocol):
+    """Keeps locks by what was asked for, so that all build hosts lock equal inputs alike."""
+
+    def get(self, asked: str) -> bytes | None:
+        """The lock that was kept for `asked`, a hex SHA-256."""
+        ...
+
+    def keep(self, asked: str, lock: bytes) -> bytes:
+        """Keep a lock, and give the one that is kept: an earlier one, where there is one."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A build context, laid out by `recipe.lay_out`; lock and wheels are added by the backend."""
+
+    folder: Path
+    """Dockerfile, docker-bake.hcl, requirements.in, `image/`, and `app/`, which becomes /src."""
+    predictor: str = "predict.py:Predictor"
+    requires_python: str = ""
+    """PEP 440 specifier that the base image's Python must meet; empty takes any."""
+    gpu: bool = False
+    """Whether the runner sees the GPUs that its container is given."""
+    foreign: bool = False
+    """It holds a repository's code, which is run inside an image only."""
+    prebuilt: bool = False
+    """The base image is a runner already: nothing is locked or installed."""
+
+
 @dataclass(frozen=True, slots=True)
 class BuildRequest:
     """One build. All of it was validated before: nothing here reaches a shell."""
 
     build_id: str
-    template_dir: Path
+    recipe: Recipe
     template_name: str
     template_hash: str
     model_id: str
@@ -47,6 +78,8 @@ class BuildRequest:
     """Local copy of the weights for the health check; None checks only that the server answers."""
     labels: Mapping[str, str] = field(default_factory=dict[str, str])
     """Added to the image's labels."""
+    needs_weights: bool = True
+    """Whether setup cannot succeed without weights."""
     gpu: bool = False
     """Whether the model's setup needs a GPU; on a build host without one setup is not checked."""
 
@@ -61,8 +94,12 @@ class BuildResult:
     digest: str
     size_bytes: int
     """What the registry holds for it (compressed layers and config), or bytes on disk of a venv."""
-    lock_sha256: str
-    lock_url: str | None
+    lock_sha256: str | None
+    """None of an image that was built elsewhere."""
+    lock: Path | None
+    """The lock on this host's disk."""
+    wheels: Path | None
+    """The folder of its wheels."""
     base_digest: str | None
     python: str
     durations: Mapping[str, float]
@@ -106,7 +143,8 @@ class BuildContext:
         timeout: seconds for each external command.
         ready_timeout: seconds that a runner may take until its health check says READY.
         on_state: told when the build goes on to BuildState.PUSHING.
-        upload_lock: stores the lock file and returns its URL; None keeps it local.
+        share: puts a file where others can read it by URL while the block runs; None cannot.
+        locks: where locks are kept for all build hosts; None keeps them on this one.
         runner_env: the platform's environment of a runner (VYVO_S3_*), for the health check.
     """
 
@@ -116,7 +154,8 @@ class BuildContext:
     timeout: float = 3600.0
     ready_timeout: float = 300.0
     on_state: Callable[[BuildState], None] = _ignore
-    upload_lock: Callable[[Path], str] | None = None
+    locks: LockStore | None = None
+    share: Callable[[Path], AbstractContextManager[str]] | None = None
     runner_env: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def scratch(self, build_id: str) -> Path:

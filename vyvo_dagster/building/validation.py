@@ -6,7 +6,7 @@ checked again where the bytes are fetched, in `addresses.py`.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
@@ -17,8 +17,10 @@ from vyvo_dagster.objects.uri import parse_s3_uri
 
 __all__ = [
     "WEIGHTS_SCHEMES",
+    "repo_is_listed",
     "validate_base_image",
     "validate_env",
+    "validate_ref",
     "validate_repo",
     "validate_weights_uri",
 ]
@@ -35,6 +37,7 @@ _ENV_RESERVED = re.compile(r"(?:LD_|DYLD_|PYTHON|VYVO_|COG_|UV_|PIP_|DOCKER_|BUI
                            r"GCONV_PATH|NODE_OPTIONS|PERL5OPT|RUBYOPT")  # fmt: skip
 _HF_ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?")
 _REVISION = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9])?")
+_REF = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./+@-]{0,254}")
 # distribution's reference grammar: [domain/]path[:tag][@sha256:digest].
 _REFERENCE = re.compile(
     r"(?:(?:[a-zA-Z0-9](?:[a-zA-Z0-9.-]*[a-zA-Z0-9])?|\[[0-9a-fA-F:]+\])(?::[0-9]{1,5})?/)?"
@@ -47,7 +50,7 @@ def validate_weights_uri(uri: str) -> str:
     """Return `uri` if weights may be fetched from there.
 
     Allowed are `s3://bucket/key` in the platform's own store, `https://host/path` of a public
-    host, and `hf://owner/name[@revision]/file`.
+    host, and `hf://owner/name[@revision][/file]`, without a file the whole repository.
 
     Raises:
         InvalidWeightsUri: anything else; the detail says what is wrong.
@@ -76,12 +79,15 @@ def validate_weights_uri(uri: str) -> str:
 
 
 def parse_hf(rest: str) -> tuple[str, str | None, str]:
-    """Repository, revision and file of what follows `hf://`, or InvalidWeightsUri."""
+    """Repository, revision and file of what follows `hf://`, or InvalidWeightsUri.
+
+    The file is empty where all of the repository is meant.
+    """
     parts = rest.split("/")
-    name, _, revision = parts[1].partition("@") if len(parts) > 2 else ("", "", "")
+    name, _, revision = parts[1].partition("@") if len(parts) > 1 else ("", "", "")
     path = parts[2:]
     good = (
-        len(parts) > 2
+        len(parts) > 1
         and _HF_ID.fullmatch(parts[0])
         and _HF_ID.fullmatch(name)
         and ("@" not in parts[1] or _REVISION.fullmatch(revision))
@@ -90,13 +96,18 @@ def parse_hf(rest: str) -> tuple[str, str | None, str]:
     )
     if not good:
         raise InvalidWeightsUri(
-            f"weights_uri must look like hf://owner/name[@revision]/file; got {_shown('hf://' + rest)}"
+            f"weights_uri must look like hf://owner/name[@revision][/file]; got {_shown('hf://' + rest)}"
         )
     return f"{parts[0]}/{name}", revision or None, "/".join(path)
 
 
-def validate_repo(url: str) -> str:
-    """Return `url` if a source repository may be named so: https, a public host, no credentials.
+def validate_repo(url: str, hosts: Collection[str]) -> str:
+    """Return `url` if source may be fetched from there: https, an allowed host, no credentials.
+
+    Args:
+        url: of the repository.
+        hosts: `host` or `host:port`; one that is listed may be inside the network. `*` allows all
+            public hosts too.
 
     Raises:
         InvalidInput: anything else.
@@ -105,8 +116,41 @@ def validate_repo(url: str) -> str:
         raise InvalidInput(f"repo must be at most {_URI_CHARS} printable characters without spaces")
     if not url.startswith("https://"):
         raise InvalidInput(f"repo must begin with https://; got {_shown(url)}")
-    _check_https(url, InvalidInput, "repo")
+    listed = repo_is_listed(url, hosts)
+    _check_https(url, InvalidInput, "repo", public=not listed and "*" in hosts)
+    if not listed and "*" not in hosts:
+        raise InvalidInput(
+            f"repo: sources come from {', '.join(sorted(hosts)) or 'nowhere'} only; "
+            f"{urlsplit(url).netloc[:100]} is not among them (VYVO_SOURCE_HOSTS)"
+        )
+    if urlsplit(url).query or urlsplit(url).path in {"", "/"}:
+        raise InvalidInput("repo must be a repository's URL, such as https://github.com/owner/name")
     return url
+
+
+def repo_is_listed(url: str, hosts: Collection[str]) -> bool:
+    """Whether the operator named this repository's host, so that its address is not questioned."""
+    try:
+        netloc = urlsplit(url).netloc.lower()
+    except ValueError:
+        return False
+    return netloc.removesuffix(":443") in {host.lower() for host in hosts} - {"*"}
+
+
+def validate_ref(ref: str) -> str:
+    """Return `ref` if it is a branch, a tag or a full commit id as git allows them.
+
+    Raises:
+        InvalidInput: it is not.
+    """
+    bad = (
+        not _REF.fullmatch(ref)
+        or any(part in ref for part in ("..", "//", "@{", "/."))
+        or ref.endswith(("/", ".", ".lock"))
+    )
+    if bad:
+        raise InvalidInput(f"ref must be a branch, a tag or a full commit id; got {_shown(ref)}")
+    return ref
 
 
 def validate_env(env: Mapping[str, str]) -> dict[str, str]:
@@ -149,7 +193,7 @@ def validate_base_image(reference: str) -> str:
     return reference
 
 
-def _check_https(uri: str, error: type[VyvoError], field: str) -> None:
+def _check_https(uri: str, error: type[VyvoError], field: str, *, public: bool = True) -> None:
     try:
         parts = urlsplit(uri)
         host, _ = parts.hostname, parts.port
@@ -163,7 +207,7 @@ def _check_https(uri: str, error: type[VyvoError], field: str) -> None:
         raise error(f"{field} must not hold a fragment (#)")
     if any(part in {".", ".."} for part in unquote(parts.path).split("/")):
         raise error(f"{field} must not hold . or .. in its path")
-    if not may_be_public(host):
+    if public and not may_be_public(host):
         raise error(f"{field} must be at a public host; {host[:64]} is local, private or malformed")
 
 

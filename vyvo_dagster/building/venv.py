@@ -3,7 +3,7 @@
 `<venv root>/<hex>/` holds
 
 - `venv/`: the environment, relocatable, installed from the wheelhouse with hashes and no network;
-- `app/`: the template's files and `.cog/openapi_schema.json`;
+- `app/`: the recipe's app and `.cog/openapi_schema.json`;
 - `runner.json`: `{"command": [...], "cwd": "app", "env": {...}}`. `command[0]` and `cwd` are
   relative to the folder; who runs it puts `venv/bin` first on PATH and the port into PORT.
 
@@ -20,24 +20,20 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from vyvo_dagster.building.caches import NOT_SOURCE, cached_folder, tree_hash, tree_size
+from vyvo_dagster.building.caches import cached_folder, tree_hash, tree_size
 from vyvo_dagster.building.gpu import setup_can_run
 from vyvo_dagster.building.health import check_runner, runner_environment
 from vyvo_dagster.building.process import run_logged
 from vyvo_dagster.building.process_check import run_process
+from vyvo_dagster.building.recipe import APP, check_python
 from vyvo_dagster.building.types import BuildContext, BuildRequest, BuildResult, Phases
 from vyvo_dagster.building.wheelhouse import Wheelhouse, host_target, prepare_wheelhouse, uv_command
 from vyvo_dagster.domain.build import BuildBackend
 from vyvo_dagster.errors import BuildFailed
 
-__all__ = ["IMAGE_FILES", "VenvBackend"]
+__all__ = ["VenvBackend"]
 
-IMAGE_FILES: Final = frozenset(
-    {"Dockerfile", ".dockerignore", "docker-bake.hcl", "requirements.in"}
-)
-"""Files of a template that say how an image is built and are no part of the app."""
-
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 
 
 class VenvBackend:
@@ -60,9 +56,18 @@ class VenvBackend:
             RunnerFailed: the environment stands and its runner does not work.
         """
         phases = Phases()
-        target = host_target()
+        recipe, target = request.recipe, host_target()
+        if recipe.prebuilt:
+            raise BuildFailed(
+                "venv: a Cog image needs a container engine; an environment cannot run it"
+            )
+        if recipe.foreign:
+            raise BuildFailed(
+                "venv: a repository's code is run inside an image only; name the backend buildx"
+            )
+        check_python(recipe, platform.python_version(), "this build host")
         with phases("lock"):
-            wheelhouse = prepare_wheelhouse(request.template_dir, request.sdk_dir, target, context)
+            wheelhouse = prepare_wheelhouse(recipe.folder, request.sdk_dir, target, context)
         digest = _digest(request, wheelhouse)
         root = (self._root or context.data_dir / "venvs").resolve()
         folder = root / digest
@@ -84,7 +89,8 @@ class VenvBackend:
             digest=f"sha256:{digest}",
             size_bytes=tree_size(folder),
             lock_sha256=f"sha256:{wheelhouse.lock_sha256}",
-            lock_url=context.upload_lock(wheelhouse.lock) if context.upload_lock else None,
+            lock=wheelhouse.lock,
+            wheels=wheelhouse.path,
             base_digest=None,
             python=platform.python_version(),
             durations=phases.durations(),
@@ -97,7 +103,8 @@ def _digest(request: BuildRequest, wheelhouse: Wheelhouse) -> str:
     parts = [
         str(_FORMAT),
         wheelhouse.lock_sha256,
-        tree_hash(request.template_dir, without=IMAGE_FILES),
+        tree_hash(request.recipe.folder / APP),
+        request.recipe.predictor,
         f"{platform.python_implementation()} {platform.python_version()} {platform.machine()}",
     ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
@@ -121,10 +128,8 @@ def _install(
         "venv",
         context,
     )  # fmt: skip
-    shutil.copytree(
-        request.template_dir, app, ignore=shutil.ignore_patterns(*NOT_SOURCE, *IMAGE_FILES)
-    )
-    env = {"COG_PREDICT_TYPE_STUB": "predict.py:Predictor"}
+    shutil.copytree(request.recipe.folder / APP, app, symlinks=True)
+    env = {"COG_PREDICT_TYPE_STUB": request.recipe.predictor}
     _run([str(python), "-m", "vyvo_runner.schema"], "schema", context, cwd=app, env=env)
     if not (app / ".cog" / "openapi_schema.json").is_file():
         raise BuildFailed("schema: python -m vyvo_runner.schema wrote no .cog/openapi_schema.json")

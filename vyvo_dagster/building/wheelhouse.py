@@ -103,12 +103,15 @@ def uv_command() -> str:
 
 
 def prepare_wheelhouse(
-    template_dir: Path, sdk_dir: Path, target: Target, context: BuildContext
+    folder: Path, sdk_dir: Path, target: Target, context: BuildContext
 ) -> Wheelhouse:
-    """Lock a template's requirements plus the SDK, and have every wheel of the lock on disk.
+    """Lock a recipe's requirements plus the SDK, and have every wheel of the lock on disk.
+
+    Equal requirements, SDK, Python and platform have one lock for ever: it is resolved once and
+    kept by `context.locks`.
 
     Args:
-        template_dir: holds `requirements.in`.
+        folder: holds `requirements.in`.
         sdk_dir: source of `vyvo_runner`, built into a wheel.
         target: interpreter and platform of the image.
         context: caches, log, cancel, timeout.
@@ -118,7 +121,7 @@ def prepare_wheelhouse(
             download does not match its hash; the detail quotes the resolver.
     """
     root = context.data_dir.resolve() / "wheelhouses"
-    requirements = template_dir / _REQUIREMENTS
+    requirements = folder / _REQUIREMENTS
     if not requirements.is_file():
         raise BuildFailed(f"lock: the template has no {_REQUIREMENTS}")
     sdk_wheel = _sdk_wheel(root / "sdk", sdk_dir, context)
@@ -157,7 +160,14 @@ def _lock(
     asked = json.dumps([_FORMAT, requirements.read_text(), sha256_of(sdk_wheel), target.python,
                         target.platform])  # fmt: skip
 
+    key = hashlib.sha256(asked.encode()).hexdigest()
+
     def make(out: Path) -> None:
+        kept = context.locks.get(key) if context.locks else None
+        if kept is not None:
+            context.log.line("lock", "these requirements were locked before")
+            (out / LOCK_NAME).write_bytes(kept)
+            return
         context.log.line("lock", f"resolving for Python {target.python} on {target.platform}")
         version = sdk_wheel.name.split("-")[1]
         source = out / _REQUIREMENTS
@@ -168,10 +178,11 @@ def _lock(
                 "--find-links", str(sdk_wheel.parent), "--output-file", str(out / LOCK_NAME),
                 str(source)]  # fmt: skip
         _run(argv, "lock", context)
+        if context.locks is not None:
+            lock = out / LOCK_NAME
+            lock.write_bytes(context.locks.keep(key, lock.read_bytes()))
 
-    lock = (
-        cached_folder(cache / hashlib.sha256(asked.encode()).hexdigest(), make, context) / LOCK_NAME
-    )
+    lock = cached_folder(cache / key, make, context) / LOCK_NAME
     pinned = sum(1 for line in lock.read_text().splitlines() if line[:1].isalnum())
     context.log.line("lock", f"{pinned} packages locked, sha256:{sha256_of(lock)}")
     return lock

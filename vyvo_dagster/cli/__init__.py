@@ -17,6 +17,7 @@ _COMMANDS: Mapping[str, tuple[str, str, str]] = {
     "queue": ("queue", "queue", "Show what waits; --watch refreshes; set weights."),
     "requeue": ("jobs", "requeue", "Queue jobs again that have ended badly."),
     "dead-letters": ("jobs", "dead_letters", "List what failed through no fault of its own."),
+    "templates": ("templates", "templates", "List, check and start runner templates."),
     "up": ("up", "up", "Start the whole stack on this machine and stay in the foreground."),
     "api": ("services", "api", "Run the REST api."),
     "orchestrator": ("services", "orchestrator", "Run the orchestrator."),

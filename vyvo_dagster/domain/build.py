@@ -23,6 +23,7 @@ class BuildBackend(StrEnum):
 
     AUTO = "auto"
     BUILDX = "buildx"
+    GITHUB_ACTIONS = "github_actions"
     VENV = "venv"
 
 

@@ -7,7 +7,7 @@ import hashlib
 import io
 import os
 from collections.abc import Callable, Generator, Mapping
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -173,6 +173,25 @@ class ObjectStore:
         finally:
             partial.unlink(missing_ok=True)
         return found
+
+    @contextmanager
+    def stream(self, uri: str, start: int, etag: str) -> Generator[Generator[bytes]]:
+        """An object's bytes from `start` on, in chunks of at most 1 MiB.
+
+        Raises:
+            Unavailable: the object is another than `etag` by now, or the connection broke.
+        """
+        bucket, key = parse_s3_uri(uri)
+        with self._mapped(uri):
+            response: Any = self._client.get_object(
+                bucket_name=bucket, object_name=key, offset=start,
+                request_headers={"If-Match": f'"{etag.strip(chr(34))}"'},
+            )  # fmt: skip
+            try:
+                yield response.stream(_CHUNK)
+            finally:
+                response.close()
+                response.release_conn()
 
     def get_bytes(self, uri: str, *, max_bytes: int = 64 << 20) -> bytes:
         """A small object's bytes; InvalidInput if it is larger than `max_bytes`."""

@@ -78,6 +78,8 @@ class Build:
     runner_name: str
     template: str
     repo: str | None
+    ref: str | None
+    source_commit: str | None
     weights_uri: str | None
     env: Mapping[str, str]
     base_image: str | None
@@ -90,6 +92,10 @@ class Build:
     image_digest: str | None
     size_bytes: int | None
     lock_sha256: str | None
+    lock_url: str | None
+    sbom_url: str | None
+    base_digest: str | None
+    template_hash: str | None
     log_url: str | None
     log_lines: int | None
     error: str | None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from archive import safetensors_names, unpack
+from archive import safetensors_names
 from diffusers import (
     DiffusionPipeline,
     FluxPipeline,
@@ -19,6 +19,7 @@ from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
 )
+from vyvo_runner import unpack
 
 INDEX = "model_index.json"
 

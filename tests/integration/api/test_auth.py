@@ -7,7 +7,7 @@ import pytest
 
 from vyvo_dagster.store.database import Database
 
-from .world import Agent, Api, Version, ready_version, unique
+from .world import WEIGHTS, Agent, Api, Version, ready_version, unique
 
 
 def make_key(
@@ -133,7 +133,7 @@ def test_a_model_of_another_tenant_cannot_be_changed(
         assert client.get(path).status_code == 200
         assert client.patch(path, json={"description": "mine"}).status_code == 403
         assert client.post(f"{path}/promote", json={"version": "v1"}).status_code == 403
-        build = {"template": "digits-diffusion", "runner_name": "r", "version": "v2"}
+        build = {"template": "digits-diffusion", "runner_name": "r", "version": "v2", **WEIGHTS}
         answer = client.post("/api/builds", json={**build, "model_id": version.model_id})
         assert answer.status_code == 403
 

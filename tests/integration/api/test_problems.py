@@ -10,7 +10,7 @@ import pytest
 from vyvo_dagster.settings import S3Settings
 from vyvo_dagster.store.database import Database
 
-from .world import Api, Running, Version, make_settings, unique
+from .world import WEIGHTS, Api, Running, Version, make_settings, unique
 
 NOWHERE = "redis://127.0.0.1:1/0"
 
@@ -83,7 +83,7 @@ async def test_jobs_are_taken_while_redis_is_away(
     assert [a.status_code for a in answers] == [202] * 3
     assert time.monotonic() - started < 2
     job_id = answers[0].json()["job_id"]
-    build = {"template": "digits-diffusion", "runner_name": "r", "version": "v1"}
+    build = {"template": "digits-diffusion", "runner_name": "r", "version": "v1", **WEIGHTS}
     queued = client.post("/api/builds", json={**build, "model_id": f"test/{unique('q')}"})
     assert queued.status_code == 202
     shown = client.get(f"/api/builds/{queued.json()['build_id']}").json()

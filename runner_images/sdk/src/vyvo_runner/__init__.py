@@ -1,9 +1,10 @@
 """What a Cog predictor needs to be a runner: its weights, its progress, and where outputs go."""
 
+from .archive import unpack
 from .errors import RunnerError, SettingsError, UploadError, WeightsError
 from .prediction import prediction_id, progress
 from .upload import Artifact, upload
-from .weights import weights_path
+from .weights import weights_folder, weights_path
 
 __all__ = [
     "Artifact",
@@ -13,6 +14,8 @@ __all__ = [
     "WeightsError",
     "prediction_id",
     "progress",
+    "unpack",
     "upload",
+    "weights_folder",
     "weights_path",
 ]

@@ -17,18 +17,30 @@ class LossyProxy:
     """Forwards connections to a port of loopback.
 
     `loss` is the share of the server's packets that end their connection instead of arriving.
+    Between `cut` and `mend` nothing arrives at either side, and no connection ends of it: what the
+    network drops, TCP sends again.
     """
 
     def __init__(self, port: int, target: int, dice: random.Random) -> None:
         self.port, self._target, self._dice = port, target, dice
         self.loss = 0.0
         self.lost = 0
+        self._passing = asyncio.Event()
+        self._passing.set()
         self._open: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
         """Listen."""
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+
+    def cut(self) -> None:
+        """Let nothing through."""
+        self._passing.clear()
+
+    def mend(self) -> None:
+        """Let through again, also what was sent meanwhile."""
+        self._passing.set()
 
     async def close(self) -> None:
         """Stop listening and end all connections."""
@@ -50,6 +62,7 @@ class LossyProxy:
         writer.transport.abort()
 
     async def _joined(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await self._passing.wait()
         back, forth = await asyncio.open_connection("127.0.0.1", self._target)
         ways = {
             asyncio.create_task(self._copy(reader, forth, lossy=False)),
@@ -70,5 +83,6 @@ class LossyProxy:
             if lossy and self._dice.random() < self.loss:
                 self.lost += 1
                 return
+            await self._passing.wait()
             sink.write(chunk)
             await sink.drain()

@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -127,11 +127,18 @@ class Stack:
 
 @contextlib.asynccontextmanager
 async def stack(
-    folder: Path, s3: S3Settings, *, behind_proxies: Collection[str] = (), seed: int = 0
+    folder: Path,
+    s3: S3Settings,
+    *,
+    behind_proxies: Collection[str] = (),
+    cut_off: Collection[str] = (),
+    seed: int = 0,
+    clocks: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Stack]:
     """PostgreSQL, Redis, an api, two orchestrators and two agents with a version that sleeps.
 
-    Those of postgres, redis and api that are named are reached through a proxy, by everyone.
+    Those of postgres, redis and api that are named are reached through a proxy, by everyone. Nodes in
+    `cut_off` reach the api through a proxy of their own. `clocks` are settings other than the usual.
     """
     ports = Ports(folder / "ports.json")
     key = mint(TokenKind.KEY).text
@@ -141,7 +148,7 @@ async def stack(
     redis = valkey(folder, port=real["redis"], password="chaos")
     url = f"http://127.0.0.1:{seen['api']}"
     env: dict[str, str | None] = {
-        **_CLOCKS,
+        **(clocks or _CLOCKS),
         "VYVO_POSTGRES_DSN": _moved(database.url, real["postgres"], seen["postgres"]),
         "VYVO_REDIS_URL": _moved(redis.url, real["redis"], seen["redis"]),
         "VYVO_DATA_DIR": str(folder),
@@ -162,8 +169,10 @@ async def stack(
         probe = f"http://127.0.0.1:{health}/healthz"
         parts.append(_service(f"orchestrator-{n}", "orchestrator", own, probe, folder))
     for name in NODES:
+        if name in cut_off:
+            seen[name] = ports.take(f"{name}-proxy")
         own = {
-            "VYVO_AGENT_API_URL": url,
+            "VYVO_AGENT_API_URL": f"http://127.0.0.1:{seen.get(name, seen['api'])}",
             "VYVO_AGENT_JOIN_TOKEN": _JOIN_TOKEN,
             "VYVO_AGENT_NAME": name,
             "VYVO_AGENT_DATA_DIR": str(folder / name),
@@ -177,6 +186,9 @@ async def stack(
     made.proxies = {
         name: LossyProxy(seen[name], real[name], random.Random(f"{seed} {name}"))
         for name in behind_proxies
+    } | {
+        name: LossyProxy(seen[name], real["api"], random.Random(f"{seed} {name}"))
+        for name in cut_off
     }
     try:
         for proxy in made.proxies.values():

@@ -1,8 +1,12 @@
 """Joining: an agent starts, and what its earlier start held goes back to the queue."""
 
+import asyncio
+import logging
 from datetime import UTC, datetime, timedelta
+from typing import Final
 from uuid import UUID
 
+from redis.exceptions import RedisError
 from uuid_utils.compat import uuid7
 
 from api.auth import Principal
@@ -16,11 +20,15 @@ from vyvo_dagster.security.keys import TokenKind, mint, parse_token, same_secret
 from vyvo_dagster.store.attempts import LOST, Gone
 from vyvo_dagster.store.database import Store
 from vyvo_dagster.store.records import Job
+from vyvo_dagster.streams import keys
 
 __all__ = ["joiner", "register", "replace_credential"]
 
+_log = logging.getLogger(__name__)
+
 _NODES_TENANT = "nodes"
 _OVERLAP = timedelta(days=1)
+_REDIS_SECONDS: Final = 0.5
 
 
 async def joiner(context: Context, token: str) -> Principal | None:
@@ -79,6 +87,8 @@ async def register(context: Context, holder: Principal | None, body: Register) -
             detail={"boot_id": str(body.boot_id), "attempts_lost": len(lost)},
         )  # fmt: skip
     context.authenticator.forget(node_id=node_id)
+    if earlier is not None:
+        await _empty(context, node_id)
     context.relay.kick()
     await context.announcer.changes(lost)
     settings, s3 = context.settings, context.s3
@@ -95,6 +105,16 @@ async def register(context: Context, holder: Principal | None, body: Register) -
         artifact_ttl_seconds=settings.artifact_ttl_seconds,
         heartbeat_seconds=settings.heartbeat_seconds,
     )  # fmt: skip
+
+
+async def _empty(context: Context, node_id: UUID) -> None:
+    """Delete the orders of an earlier start: no version is loaded for this one yet, so it has none."""
+    try:
+        async with asyncio.timeout(_REDIS_SECONDS):
+            await context.redis.delete(keys.node(node_id))
+    except (RedisError, TimeoutError, OSError) as error:
+        # The agent passes over what it is not ordered any more.
+        _log.warning("the orders of an earlier start of %s stay: %s", node_id, error)
 
 
 async def replace_credential(

@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import math
+import time
 from typing import Any, Final
 from uuid import UUID
 
@@ -24,6 +26,8 @@ _CONNECT_SECONDS: Final = 5.0
 _LONGEST_DELAY: Final = 5.0
 _CANCEL_SECONDS: Final = 0.2
 _CLOSE_SECONDS: Final = 1.0
+# Much oftener than the stream's life asks for.
+_KEEP_SECONDS: Final = 3600.0
 
 
 class Orders:
@@ -58,6 +62,7 @@ class Orders:
         self._attempts = attempts
         self._sync = sync
         self._taken: list[str] = []
+        self._kept_at = -math.inf
         self._seen = True
         """Whether all that was given to this consumer has arrived here."""
 
@@ -73,7 +78,7 @@ class Orders:
             except Exception as error:  # noqa: BLE001 - a node that reads no orders is no node
                 if isinstance(error, ResponseError) and "NOGROUP" in str(error):
                     # Emptied: what it held is written again from the rows.
-                    ready, self._taken = False, []
+                    ready, self._taken, self._kept_at = False, [], -math.inf
                     continue
                 # The answer of a read may be what was lost: it is asked for again.
                 self._seen = False
@@ -134,6 +139,10 @@ class Orders:
             await self._read_again()
         taken = self._taken
         async with self._redis.pipeline(transaction=False) as pipe:
+            now = time.monotonic()
+            keep = now - self._kept_at > _KEEP_SECONDS
+            if keep:
+                pipe.pexpire(self._stream, keys.NODE_MS)
             if taken:
                 pipe.xack(self._stream, keys.GROUP_AGENT, *taken)
                 pipe.xdel(self._stream, *taken)
@@ -141,6 +150,8 @@ class Orders:
                 keys.GROUP_AGENT, self._consumer, {self._stream: ">"}, count=_COUNT, block=_BLOCK_MS
             )
             answers: list[Any] = await pipe.execute()
+        if keep:
+            self._kept_at = now
         self._taken = []
         self._take_all(answers[-1])
 

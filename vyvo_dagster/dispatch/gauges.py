@@ -23,6 +23,7 @@ class Gauges:
         self._database = database
         self._queues: set[tuple[str, ...]] = set()
         self._nodes: set[tuple[str, ...]] = set()
+        self._gpus: set[tuple[str, ...]] = set()
 
     async def run(self) -> None:
         """Read until canceled; a database that is away leaves the last figures."""
@@ -32,7 +33,7 @@ class Gauges:
             await asyncio.sleep(_SECONDS)
 
     async def read(self) -> None:
-        """Set all gauges once; labels of queues and nodes that are gone are dropped."""
+        """Set all gauges once; labels of queues, nodes and GPUs that are gone are dropped."""
         async with self._database.transaction() as store:
             depths = await store.jobs.depths()
             nodes = await store.nodes.all()
@@ -46,13 +47,16 @@ class Gauges:
             metrics.QUEUE_DEPTH,
             metrics.QUEUE_OLDEST,
         )
+        gpus: set[tuple[str, ...]] = set()
         for node in nodes:
             metrics.NODE_UP.labels(node.name).set(node.state is NodeState.READY)
             for gpu in node.metrics.get("gpus", ()):
                 labels = (node.name, str(gpu["index"]))
+                gpus.add(labels)
                 metrics.GPU_MEMORY.labels(*labels).set(gpu["memory_used_bytes"])
                 metrics.GPU_UTILIZATION.labels(*labels).set(gpu["utilization_ratio"])
         self._nodes = _forget(self._nodes, {(n.name,) for n in nodes}, metrics.NODE_UP)
+        self._gpus = _forget(self._gpus, gpus, metrics.GPU_MEMORY, metrics.GPU_UTILIZATION)
 
 
 def _forget(

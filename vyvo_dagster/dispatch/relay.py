@@ -73,5 +73,7 @@ class Relay:
                     for entry in entries:
                         if not keys.is_jobs(entry.stream):
                             pipe.xadd(entry.stream, {**entry.fields})
+                        if keys.is_node(entry.stream):
+                            pipe.pexpire(entry.stream, keys.NODE_MS)
                     await pipe.execute()
         return len(entries)

@@ -15,10 +15,12 @@ __all__ = [
     "GROUP_AGENT",
     "GROUP_DAGSTER",
     "GROUP_ORCHESTRATOR",
+    "NODE_MS",
     "QUEUES",
     "WAKE",
     "build_log",
     "is_jobs",
+    "is_node",
     "job_events",
     "jobs",
     "jobs_parts",
@@ -77,9 +79,20 @@ def rebuild(id: UUID) -> str:
     return f"vyvo:rebuild:{id}"
 
 
+_NODE: Final = "vyvo:node:"
+NODE_MS: Final = 86_400_000
+"""Life of a node's stream after its last order or its agent's last look, in ms. A node that is gone
+leaves none behind, and orders that are missed are written again from the rows."""
+
+
 def node(node_id: UUID | str) -> str:
     """Stream of orders for one node's agent; fields: kind (run, cancel, sync), body (JSON)."""
-    return f"vyvo:node:{node_id}"
+    return f"{_NODE}{node_id}"
+
+
+def is_node(stream: str) -> bool:
+    """Whether a stream is one of orders for a node."""
+    return stream.startswith(_NODE)
 
 
 def job_events(job_id: UUID | str) -> str:

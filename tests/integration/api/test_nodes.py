@@ -91,6 +91,18 @@ async def test_a_lost_node_must_join_again(agent: Agent, database: Database) -> 
     assert agent.beat().status_code == 200
 
 
+async def test_a_new_start_finds_no_orders_of_an_earlier_one(
+    api: Api, admin: httpx.Client, agent: Agent, version: Version
+) -> None:
+    await load(admin, agent, version)
+    assert (await orders(api, agent, 1))[0]["kind"] == "sync"
+    async with connect(api.settings.redis_url) as redis:
+        left = await redis.pttl(keys.node(agent.id))
+        assert 0 < left <= keys.NODE_MS, "a node that is gone would leave its stream for ever"
+        agent.register(agent.credential)
+        assert await redis.exists(keys.node(agent.id)) == 0
+
+
 async def test_a_suspect_node_is_ready_again_by_a_heartbeat(
     admin: httpx.Client, agent: Agent, database: Database
 ) -> None:

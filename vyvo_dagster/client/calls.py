@@ -21,6 +21,7 @@ from vyvo_dagster.client.models import (
     JobSummary,
     Model,
     Node,
+    NodeEvent,
     Page,
     Queues,
     Version,
@@ -28,6 +29,7 @@ from vyvo_dagster.client.models import (
     Weight,
 )
 from vyvo_dagster.domain.job import JobState, Priority
+from vyvo_dagster.domain.node import NodeState
 from vyvo_dagster.errors import Unavailable
 
 __all__ = ["Call", "Id", "JobSpec", "Json", "Stream"]
@@ -240,12 +242,37 @@ def version(model_id: str, name: str) -> Call[Version]:
     return Call("GET", f"{_model(model_id)}/versions/{_id(name)}", _read(Version))
 
 
-def nodes(cursor: str | None, limit: int) -> Call[Page[Node]]:
-    return Call("GET", "/api/nodes", _read(Page[Node]), params=_given(cursor=cursor, limit=limit))
+def nodes(
+    state: NodeState | str | None, name: str | None, cursor: str | None, limit: int
+) -> Call[Page[Node]]:
+    params = _given(state=state, name=name, cursor=cursor, limit=limit)
+    return Call("GET", "/api/nodes", _read(Page[Node]), params=params)
 
 
 def node(node_id: Id) -> Call[Node]:
     return Call("GET", f"/api/nodes/{_id(node_id)}", _read(Node))
+
+
+def node_events(node_id: Id, cursor: str | None, limit: int) -> Call[Page[NodeEvent]]:
+    path = f"/api/nodes/{_id(node_id)}/events"
+    return Call("GET", path, _read(Page[NodeEvent]), params=_given(cursor=cursor, limit=limit))
+
+
+def node_flag(node_id: Id, what: str) -> Call[Node]:
+    path = f"/api/nodes/{_id(node_id)}/{what}"
+    return Call("POST", path, _read(Node), naturally_repeatable=True)
+
+
+def drain(node_id: Id, deadline_seconds: int | None) -> Call[Node]:
+    return Call(
+        "POST", f"/api/nodes/{_id(node_id)}/drain", _read(Node),
+        _given(deadline_seconds=deadline_seconds), naturally_repeatable=True,
+    )  # fmt: skip
+
+
+def unassign(node_id: Id, assignment_id: Id) -> Call[Assignment]:
+    path = f"/api/nodes/{_id(node_id)}/assignments/{_id(assignment_id)}"
+    return Call("DELETE", path, _read(Assignment))
 
 
 def assign(node_id: Id, model_id: str, version_id: Id, key: str | None) -> Call[Assignment]:

@@ -24,6 +24,7 @@ from vyvo_dagster.client.models import (
     JobSummary,
     Model,
     Node,
+    NodeEvent,
     Page,
     Queues,
     Version,
@@ -33,6 +34,7 @@ from vyvo_dagster.client.models import (
 from vyvo_dagster.client.problems import problem
 from vyvo_dagster.client.retry import RetryPolicy
 from vyvo_dagster.domain.job import JobState, Priority
+from vyvo_dagster.domain.node import NodeState
 from vyvo_dagster.errors import Unavailable
 from vyvo_dagster.protocol import sse
 
@@ -288,13 +290,38 @@ class Client:
         """One version's registry entry."""
         return self.send(calls.version(model_id, version))
 
-    def nodes(self, *, cursor: str | None = None, limit: int = 50) -> Page[Node]:
+    def nodes(
+        self, *, state: NodeState | str | None = None, name: str | None = None,
+        cursor: str | None = None, limit: int = 50,
+    ) -> Page[Node]:  # fmt: skip
         """A page of nodes, newest first."""
-        return self.send(calls.nodes(cursor, limit))
+        return self.send(calls.nodes(state, name, cursor, limit))
 
     def node(self, node_id: Id) -> Node:
         """One node, with its assignments."""
         return self.send(calls.node(node_id))
+
+    def node_events(
+        self, node_id: Id, *, cursor: str | None = None, limit: int = 50
+    ) -> Page[NodeEvent]:
+        """A page of a node's history, newest first."""
+        return self.send(calls.node_events(node_id, cursor, limit))
+
+    def cordon(self, node_id: Id) -> Node:
+        """Give a node no new jobs; what runs there goes on."""
+        return self.send(calls.node_flag(node_id, "cordon"))
+
+    def uncordon(self, node_id: Id) -> Node:
+        """Give a node jobs again; ends a drain too."""
+        return self.send(calls.node_flag(node_id, "uncordon"))
+
+    def drain(self, node_id: Id, *, deadline_seconds: int | None = None) -> Node:
+        """Let a node end its jobs, until the deadline if there is one, and move its models."""
+        return self.send(calls.drain(node_id, deadline_seconds))
+
+    def unassign(self, node_id: Id, assignment_id: Id) -> Assignment:
+        """Unload a version from a node; a repeat changes nothing."""
+        return self.send(calls.unassign(node_id, assignment_id))
 
     def assign(
         self, node_id: Id, model_id: str, version_id: Id, *, idempotency_key: str | None = None

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from vyvo_dagster.domain.build import BUILD, BuildState
 from vyvo_dagster.domain.job import JOB, JobState, Priority
@@ -225,16 +225,41 @@ class Assignment(_Answer):
     slots: int
 
 
+class Drain(_Answer):
+    """How far a drain is; `drained_at` once it is over. `models_to_move` have no place elsewhere yet."""
+
+    started_at: datetime | None
+    deadline_at: datetime | None
+    drained_at: datetime | None
+    jobs_left: int
+    models_to_move: tuple[str, ...]
+    models_loaded: int
+
+
 class Node(_Answer):
-    """A node with the assignments in force."""
+    """A node with the assignments in force. `schedulable` is false while it is cordoned or drained."""
 
     id: UUID
     name: str
     state: NodeState
+    cordoned: bool = False
+    draining: bool = False
     schedulable: bool
+    drain: Drain | None = None
     labels: dict[str, str]
+    capabilities: dict[str, Any] = Field(default_factory=dict[str, Any])
     last_heartbeat_at: datetime
+    clock_skew_seconds: float = 0.0
     assignments: tuple[Assignment, ...]
+
+
+class NodeEvent(_Answer):
+    """An entry of a node's history."""
+
+    id: UUID
+    kind: str
+    detail: dict[str, Any]
+    created_at: datetime
 
 
 class Queue(_Answer):

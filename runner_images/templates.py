@@ -169,7 +169,7 @@ def content_hash(folder: Path) -> str:
         for path in folder.rglob("*")
         if path.is_file() and not _NOT_CONTENT.intersection(path.relative_to(folder).parts)
     }
-    for name in (*SHARED_FILES, "Dockerfile.prebuilt"):
+    for name in (*SHARED_FILES, "Dockerfile.prebuilt", "check-packages.sh"):
         files.setdefault(name, SHARED_DIR / name)
     digest = hashlib.sha256()
     for name, path in sorted(files.items()):

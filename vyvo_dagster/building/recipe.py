@@ -3,6 +3,7 @@
     Dockerfile, docker-bake.hcl   the template's own, else the shared ones
     requirements.in               the template's, and the repository's in plain lines
     image/system-packages.txt     what the base image must have, a Debian package a line
+    image/check-packages.sh       looks whether it has
     image/commands.sh             commands of the repository, run inside the image build
     app/                          becomes /src: the template's files with the repository in
                                   `source/`, or (`cog`) the repository's files alone
@@ -38,6 +39,7 @@ SYSTEM_PACKAGES: Final = "system-packages.txt"
 COMMANDS: Final = "commands.sh"
 
 _PREBUILT: Final = "Dockerfile.prebuilt"
+_CHECK: Final = "check-packages.sh"
 # Of a template's folder, what is no part of its app.
 _NOT_APP: Final = (DOCKERFILE, ".dockerignore", BAKE, REQUIREMENTS)
 _REQUIREMENTS_BYTES: Final = 256 << 10
@@ -87,7 +89,7 @@ def lay_out(folder: Path, template: TemplateFiles, source: Path | None, log: Log
         shutil.copytree(source, folder / APP / "source", symlinks=True)
         for name in template.source_requirements:
             added += _source_requirements(source, name, log)
-    _write_image_files(folder, own, added)
+    _write_image_files(folder, template, own, added)
     return Recipe(
         folder,
         requires_python=template.requires_python,
@@ -113,7 +115,8 @@ def _of_cog(folder: Path, template: TemplateFiles, source: Path, own: str, log: 
     if schema.is_symlink() or schema.is_file():
         schema.unlink()
     shutil.rmtree(schema, ignore_errors=True)
-    _write_image_files(folder, own, config.requirements, config.system_packages, config.commands)
+    added, packages = config.requirements, config.system_packages
+    _write_image_files(folder, template, own, added, packages, config.commands)
     python = [template.requires_python, f"=={config.python}.*" if config.python else ""]
     return Recipe(
         folder,
@@ -126,6 +129,7 @@ def _of_cog(folder: Path, template: TemplateFiles, source: Path, own: str, log: 
 
 def _write_image_files(
     folder: Path,
+    template: TemplateFiles,
     own: str,
     added: Sequence[str],
     packages: Sequence[str] = (),
@@ -134,6 +138,7 @@ def _write_image_files(
     lines = [own.rstrip(), *added]
     (folder / REQUIREMENTS).write_text("\n".join(lines) + "\n", encoding="utf-8")
     image = folder / IMAGE
+    shutil.copyfile(template.shared / _CHECK, image / _CHECK)
     (image / SYSTEM_PACKAGES).write_text("".join(f"{name}\n" for name in packages))
     (image / COMMANDS).write_text("".join(f"{text}\n" for text in commands), encoding="utf-8")
 

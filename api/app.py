@@ -24,6 +24,7 @@ from api.nodes import endpoints as nodes
 from api.openapi import add_openapi
 from api.queue import endpoints as queue
 from api.timing import Timing
+from api.workflows import endpoints as workflows
 from vyvo_dagster.settings import S3Settings, Settings
 
 __all__ = ["create_app"]
@@ -64,6 +65,7 @@ def create_app(settings: Settings, s3: S3Settings | None = None) -> FastAPI:
         n.router for n in (builds, models, nodes, jobs, queue, artifacts, keys, events, health)
     ]
     routers += [jobs.dead_letters_router, webhooks.router, node_pools.router]
+    routers += [workflows.router, workflows.runs_router]
     for router in routers:
         app.include_router(router)
     add_handlers(app)

@@ -26,6 +26,9 @@ __all__ = [
     "NodesWrite",
     "Principal",
     "Requires",
+    "WorkflowsRead",
+    "WorkflowsRun",
+    "WorkflowsWrite",
     "check_owner",
     "own_node",
     "require",
@@ -94,6 +97,9 @@ JobsRead = Annotated[Principal, Depends(Requires(Scope.JOBS_READ))]
 JobsWrite = Annotated[Principal, Depends(Requires(Scope.JOBS_WRITE))]
 ArtifactsRead = Annotated[Principal, Depends(Requires(Scope.ARTIFACTS_READ))]
 EventsRead = Annotated[Principal, Depends(Requires(Scope.EVENTS_READ))]
+WorkflowsRead = Annotated[Principal, Depends(Requires(Scope.WORKFLOWS_READ))]
+WorkflowsWrite = Annotated[Principal, Depends(Requires(Scope.WORKFLOWS_WRITE))]
+WorkflowsRun = Annotated[Principal, Depends(Requires(Scope.WORKFLOWS_RUN))]
 
 
 def own_node(principal: Principal, node_id: UUID | None = None) -> UUID:

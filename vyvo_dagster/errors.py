@@ -8,7 +8,8 @@
     │   ├── UnknownTemplate       422 unknown_template
     │   ├── InputSchemaMismatch   422 input_schema_mismatch
     │   ├── InvalidReport         422 invalid_report
-    │   └── InvalidWebhook        422 invalid_webhook
+    │   ├── InvalidWebhook        422 invalid_webhook
+    │   └── InvalidWorkflow       422 invalid_workflow
     ├── Unauthenticated           401 unauthenticated
     ├── Forbidden                 403 forbidden
     ├── NotFound                  404 not_found
@@ -42,6 +43,7 @@ __all__ = [
     "InvalidReport",
     "InvalidWebhook",
     "InvalidWeightsUri",
+    "InvalidWorkflow",
     "NotFound",
     "QuotaExceeded",
     "RateLimited",
@@ -106,6 +108,12 @@ class InvalidWebhook(InvalidInput):
     """A webhook that may not be called, or a secret that cannot sign one."""
 
     code = "invalid_webhook"
+
+
+class InvalidWorkflow(InvalidInput):
+    """A workflow's definition with faults; `problems` names the step and the path of each."""
+
+    code = "invalid_workflow"
 
 
 class UnknownTemplate(InvalidInput):

@@ -14,7 +14,7 @@ from vyvo_dagster.cli.output import plain
 from vyvo_dagster.domain.job import Priority
 from vyvo_dagster.errors import InvalidInput
 
-__all__ = ["submit"]
+__all__ = ["parse_pairs", "read_object", "submit"]
 
 _EXAMPLES = """\b
 Examples:
@@ -59,7 +59,7 @@ def submit(
 ) -> int:  # fmt: skip
     """Submit a job to MODEL (owner/name). With --follow the exit status is 0 only if it succeeds."""
     options = {} if webhook is None else {"webhook": {"url": webhook}}
-    given = _read(file) | _parsed(pairs)
+    given = read_object(file) | parse_pairs(pairs)
     with where.client() as client:
         accepted = client.submit(
             model, given, version=version, priority=Priority(priority), ttl_seconds=ttl,
@@ -77,20 +77,22 @@ def submit(
     return 0
 
 
-def _read(file: Path | None) -> dict[str, Any]:
+def read_object(file: Path | None) -> dict[str, Any]:
+    """The JSON object in a file, `-` for stdin; InvalidInput where there is none."""
     if file is None:
         return {}
     raw = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
     try:
         found = _json(raw.decode())
     except ValueError as error:
-        raise InvalidInput(f"--file {file} is not JSON: {error}") from error
+        raise InvalidInput(f"{file} is not JSON: {error}") from error
     if not isinstance(found, dict):
-        raise InvalidInput(f"--file {file} holds no JSON object")
+        raise InvalidInput(f"{file} holds no JSON object")
     return cast("dict[str, Any]", found)
 
 
-def _parsed(pairs: Sequence[str]) -> dict[str, Any]:
+def parse_pairs(pairs: Sequence[str]) -> dict[str, Any]:
+    """KEY=VALUE options as an object; a value that is JSON is taken as JSON."""
     values: dict[str, Any] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")

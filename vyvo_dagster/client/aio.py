@@ -34,6 +34,7 @@ from vyvo_dagster.client.models import (
 )
 from vyvo_dagster.client.problems import problem
 from vyvo_dagster.client.retry import RetryPolicy
+from vyvo_dagster.client.workflows import AsyncWorkflows
 from vyvo_dagster.domain.job import JobState, Priority
 from vyvo_dagster.domain.node import NodeState
 from vyvo_dagster.errors import Unavailable
@@ -73,6 +74,8 @@ class AsyncClient:
             base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=timeout,
             trust_env=False, verify=self._verify,
         )  # fmt: skip
+        self.workflows = AsyncWorkflows(self)
+        """Workflows and their runs."""
 
     async def __aenter__(self) -> Self:
         return self

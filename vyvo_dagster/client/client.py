@@ -33,6 +33,7 @@ from vyvo_dagster.client.models import (
 )
 from vyvo_dagster.client.problems import problem
 from vyvo_dagster.client.retry import RetryPolicy
+from vyvo_dagster.client.workflows import Workflows
 from vyvo_dagster.domain.job import JobState, Priority
 from vyvo_dagster.domain.node import NodeState
 from vyvo_dagster.errors import Unavailable
@@ -70,6 +71,8 @@ class Client:
             base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=timeout,
             trust_env=False, verify=self._verify,
         )  # fmt: skip
+        self.workflows = Workflows(self)
+        """Workflows and their runs."""
 
     def __enter__(self) -> Self:
         return self

@@ -20,11 +20,14 @@ class Scope(StrEnum):
     JOBS_WRITE = "jobs:write"
     ARTIFACTS_READ = "artifacts:read"
     EVENTS_READ = "events:read"
+    WORKFLOWS_READ = "workflows:read"
+    WORKFLOWS_WRITE = "workflows:write"
+    WORKFLOWS_RUN = "workflows:run"
     NODE = "node"
 
 
 def grants(held: Iterable[Scope], needed: Scope) -> bool:
-    """Whether a key with `held` may do what `needed` names; `x:write` includes `x:read`."""
+    """Whether a key with `held` may do what `needed` names; `x:write` and `x:run` include `x:read`."""
     scopes = frozenset(held)
     if needed in scopes:
         return True
@@ -33,4 +36,4 @@ def grants(held: Iterable[Scope], needed: Scope) -> bool:
     if Scope.ADMIN in scopes:
         return True
     noun, _, verb = needed.partition(":")
-    return verb == "read" and f"{noun}:write" in scopes
+    return verb == "read" and not scopes.isdisjoint({f"{noun}:write", f"{noun}:run"})

@@ -32,6 +32,8 @@ from vyvo_dagster.store.reports import ReportRepository
 from vyvo_dagster.store.shares import ShareRepository
 from vyvo_dagster.store.submissions import SubmissionRepository
 from vyvo_dagster.store.webhooks import WebhookRepository
+from vyvo_dagster.store.workflow_runs import WorkflowRunRepository
+from vyvo_dagster.store.workflows import WorkflowRepository
 
 __all__ = ["Database", "Store", "async_dsn"]
 
@@ -67,6 +69,8 @@ class Store:
         self.reports = ReportRepository(connection)
         self.shares = ShareRepository(connection)
         self.submissions = SubmissionRepository(connection)
+        self.workflow_runs = WorkflowRunRepository(connection)
+        self.workflows = WorkflowRepository(connection)
 
     async def ping(self) -> None:
         """Ask the server for an answer."""

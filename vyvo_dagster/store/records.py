@@ -192,6 +192,8 @@ class Job:
     started_at: datetime | None
     completed_at: datetime | None
     requeued_at: datetime | None
+    workflow_step_id: UUID | None
+    workflow_step_attempt: int | None
 
 
 @dataclass(frozen=True, slots=True)

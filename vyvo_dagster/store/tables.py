@@ -144,6 +144,8 @@ jobs = sa.Table(
     sa.Column("traceparent", sa.Text),
     sa.Column("key_id", _UUID, comment="The API key, where it limits how many jobs may wait."),
     sa.Column("webhook", JSONB, comment="url, events (ends of the job); null for none."),
+    sa.Column("workflow_step_id", _UUID, comment="The step that it is an attempt of."),
+    sa.Column("workflow_step_attempt", sa.Integer),
     _now(),
     sa.Column("dispatched_at", _TIME),
     sa.Column("started_at", _TIME),
@@ -175,6 +177,14 @@ jobs = sa.Table(
         postgresql_where=sa.text("state = 'queued' and key_id is not null"),
     ),
     sa.Index("jobs_failed_idx", "id", postgresql_where=sa.text("state = 'failed'")),
+    # An attempt of a step has one job, whoever submits it and however often.
+    sa.Index(
+        "jobs_workflow_step_key",
+        "workflow_step_id",
+        "workflow_step_attempt",
+        unique=True,
+        postgresql_where=sa.text("workflow_step_id is not null"),
+    ),
 )
 
 job_attempts = sa.Table(

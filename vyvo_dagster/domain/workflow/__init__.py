@@ -1,0 +1,1 @@
+"""Workflows: graphs of steps, from their definition to the end of a run. Pure."""

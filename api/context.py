@@ -22,10 +22,10 @@ from api.jobs.gateway import Gateway
 from api.jobs.rates import Rates
 from api.jobs.registry import Registry
 from api.jobs.reports import Reports
-from api.jobs.schema_check import InputSchemas
 from api.nodes.answers import Answers
 from api.nodes.beats import Beats
 from vyvo_dagster.concurrency import cancel_all
+from vyvo_dagster.dispatch.input_schemas import InputSchemas
 from vyvo_dagster.dispatch.relay import Relay
 from vyvo_dagster.domain.model import Modality
 from vyvo_dagster.domain.node import HeartbeatPolicy

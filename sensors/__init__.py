@@ -6,8 +6,16 @@ from sensors.node_heartbeats import node_heartbeats
 from sensors.pools import node_pools
 from sensors.run_status import build_canceled, build_failed
 from sensors.schedules import daily_retention, weekly_rebuild
+from sensors.workflow_triggers import (
+    workflow_artifacts,
+    workflow_cron,
+    workflow_model_versions,
+)
 
 __all__ = ["SCHEDULES", "SENSORS"]
 
-SENSORS = [build_queue, build_failed, build_canceled, node_heartbeats, host_ops, node_pools]
+SENSORS = [
+    build_queue, build_failed, build_canceled, node_heartbeats, host_ops, node_pools,
+    workflow_cron, workflow_artifacts, workflow_model_versions,
+]  # fmt: skip
 SCHEDULES = [daily_retention, weekly_rebuild]

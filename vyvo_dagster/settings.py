@@ -68,6 +68,25 @@ class Settings(BaseSettings):
     orchestrator_port: int = Field(
         default=0, ge=0, le=65535, description="Port of the orchestrator's /healthz; 0 serves none."
     )
+    workflow_port: int = Field(
+        default=0, ge=0, le=65535,
+        description="Port of the workflow engine's /healthz and /metrics; 0 serves none.",
+    )  # fmt: skip
+    workflow_reporter_port: int = Field(
+        default=0, ge=0, le=65535,
+        description="Port of the workflow reporter's /healthz and /metrics; 0 serves none.",
+    )  # fmt: skip
+    workflow_lease_seconds: float = Field(
+        default=15.0, gt=0,
+        description="After so long without a sign of its engine a workflow run is taken over.",
+    )  # fmt: skip
+    workflow_capacity: int = Field(
+        default=5000, ge=1, description="Workflow runs that one engine drives at a time."
+    )
+    workflow_code_server: str | None = Field(
+        default=None,
+        description="host:port of the code server of the location workflows; links runs to jobs.",
+    )
     admin_key: SecretStr | None = Field(
         default=None, description="Admin API key ensured at start; unset creates none."
     )

@@ -6,14 +6,13 @@ from api.artifacts.schemas import artifact_view
 from api.auth import Principal
 from api.context import Context
 from api.jobs.schemas import JobView, job_view
+from vyvo_dagster.dispatch.cancel import cancel_locked
 from vyvo_dagster.dispatch.requeue import announce
 from vyvo_dagster.domain.fairness import Weighing, place, rivals
 from vyvo_dagster.domain.job import JobState, Priority
 from vyvo_dagster.errors import IllegalTransition, NotFound
-from vyvo_dagster.protocol.job import CancelOrder, OrderKind
 from vyvo_dagster.store.database import Store
 from vyvo_dagster.store.records import Job
-from vyvo_dagster.streams import keys
 
 __all__ = ["cancel", "find", "position_of", "set_priority", "view"]
 
@@ -79,28 +78,15 @@ async def cancel(context: Context, principal: Principal, job_id: UUID) -> JobVie
     async with context.database.transaction() as store:
         # Locked: one that is dispatched or queued again between the tries would slip through both.
         job = await find(store, principal, job_id, lock=True)
-        canceled = await store.jobs.cancel_queued(job_id)
-        if canceled is not None:
-            job = canceled
-            ended.append(job)
-        else:
-            asked = await store.jobs.request_cancel(job_id)
-            if asked is not None:
-                job = asked
-                await _order(store, job)
-            elif job.state is not JobState.CANCELED:
-                raise IllegalTransition(
-                    f"the job has {job.state}; only one that has not ended can be canceled"
-                )
+        asked = await cancel_locked(store, job_id)
+        if asked is not None:
+            job = asked
+            ended += [job] if job.state is JobState.CANCELED else []
+        elif job.state is not JobState.CANCELED:
+            raise IllegalTransition(
+                f"the job has {job.state}; only one that has not ended can be canceled"
+            )
         shown = await view(store, context, job)
     context.relay.kick()
     await context.announcer.changes(ended)
     return shown
-
-
-async def _order(store: Store, job: Job) -> None:
-    assert job.node_id is not None
-    order = CancelOrder(job_id=job.id, attempt=job.attempt)
-    await store.outbox.add(
-        keys.node(job.node_id), {"kind": OrderKind.CANCEL.value, "body": order.model_dump_json()}
-    )

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from uuid_utils.compat import uuid7
 
-from api.jobs.schema_check import InputSchemas
+from vyvo_dagster.dispatch.input_schemas import InputSchemas
 from vyvo_dagster.domain.model import Modality, VersionState
 from vyvo_dagster.errors import InputSchemaMismatch
 from vyvo_dagster.store.records import ModelVersion

@@ -25,6 +25,12 @@ _COMMANDS: Mapping[str, tuple[str, str, str]] = {
     "up": ("up", "up", "Start the whole stack on this machine and stay in the foreground."),
     "api": ("services", "api", "Run the REST api."),
     "orchestrator": ("services", "orchestrator", "Run the orchestrator."),
+    "workflow-engine": ("services", "workflow_engine", "Run the workflow engine."),
+    "workflow-reporter": (
+        "services",
+        "workflow_reporter",
+        "Tell Dagster of workflow runs, for its UI.",
+    ),
     "agent": ("services", "agent", "Run the node agent of this host."),
     "migrate": ("migrate", "migrate", "Bring the database schema and the buckets up to date."),
 }

@@ -4,7 +4,7 @@ import click
 
 from vyvo_dagster.local.gate import wait_at_gate
 
-__all__ = ["agent", "api", "orchestrator"]
+__all__ = ["agent", "api", "orchestrator", "workflow_engine", "workflow_reporter"]
 
 
 @click.command()
@@ -20,6 +20,24 @@ def api() -> None:
 def orchestrator() -> None:
     """Run the orchestrator: claims jobs, places them on nodes, gives lost ones back."""
     from vyvo_dagster.dispatch.main import run
+
+    wait_at_gate()
+    run()
+
+
+@click.command()
+def workflow_engine() -> None:
+    """Run the workflow engine: drives workflow runs from their rows; several may run."""
+    from vyvo_dagster.workflows.main import run
+
+    wait_at_gate()
+    run()
+
+
+@click.command()
+def workflow_reporter() -> None:
+    """Tell Dagster of workflow runs and their steps; several may run, one works at a time."""
+    from vyvo_dagster.execution.workflows.main import run
 
     wait_at_gate()
     run()

@@ -6,7 +6,7 @@ from uuid import UUID
 from vyvo_dagster.store.database import Store
 from vyvo_dagster.streams.entries import Entry
 
-__all__ = ["set_aside", "unreadable"]
+__all__ = ["set_aside", "storable", "unreadable"]
 
 
 def unreadable(entries: Sequence[Entry]) -> list[tuple[Entry, str]]:
@@ -29,12 +29,12 @@ async def set_aside(store: Store, entries: Sequence[Entry]) -> list[Entry]:
     poison = unreadable(entries)
     if poison:
         await store.dead_letters.bury(
-            [(e.stream, e.id, _storable(e), reason) for e, reason in poison]
+            [(e.stream, e.id, storable(e), reason) for e, reason in poison]
         )
     return [entry for entry, _ in poison]
 
 
-def _storable(entry: Entry) -> dict[str, str]:
+def storable(entry: Entry) -> dict[str, str]:
     """A JSONB column takes no NUL, and what is shown need not be megabytes."""
     return {
         key[:200].replace("\0", "\ufffd"): value[:4000].replace("\0", "\ufffd")

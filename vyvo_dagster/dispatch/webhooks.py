@@ -11,15 +11,15 @@ import logging
 import ssl
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, Final
+from typing import Final
 
 import httpx
 
 from vyvo_dagster.concurrency import cancel_all
-from vyvo_dagster.domain.address import is_public_address
-from vyvo_dagster.domain.webhook import check_url, is_loopback, pause_after, sign
+from vyvo_dagster.dispatch.outbound import Resolve, addresses, resolve, sni
+from vyvo_dagster.domain.webhook import check_url, pause_after, sign
 from vyvo_dagster.errors import InvalidWebhook, Unavailable
 from vyvo_dagster.store.database import Database
 from vyvo_dagster.store.webhooks import Claimed
@@ -37,14 +37,6 @@ _AT_ONCE: Final = 64
 _AT_ONCE_OF_TENANT: Final = 16
 _GONE: Final = 410
 _ERROR_CHARS: Final = 500
-
-Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
-
-
-async def resolve(host: str, port: int) -> list[str]:
-    """Every address of a host, by the system's resolver."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=1)
-    return list(dict.fromkeys(str(item[4][0]) for item in found))
 
 
 class WebhookSender:
@@ -147,11 +139,11 @@ class WebhookSender:
             "webhook-signature": sign(claimed.secrets, id_, now, body),
         }  # fmt: skip
         failure: Exception | None = None
-        for address in await self._addresses(url):
+        for address in await addresses(url, self._resolve, allow_loopback=self._allow_loopback):
             request = http.build_request(
                 "POST", url.copy_with(host=address), headers=headers, content=body,
                 # TLS names the host, not the address: SNI and the certificate's check follow it.
-                extensions=_sni(url) | {"timeout": httpx.Timeout(self._try_seconds).as_dict()},
+                extensions={**sni(url), "timeout": httpx.Timeout(self._try_seconds).as_dict()},
             )  # fmt: skip
             try:
                 response = await http.send(request, stream=True)
@@ -162,18 +154,3 @@ class WebhookSender:
             await response.aclose()
             return response.status_code
         raise failure or InvalidWebhook(f"{url.host} has no address")
-
-    async def _addresses(self, url: httpx.URL) -> Sequence[str]:
-        port = url.port or (443 if url.scheme == "https" else 80)
-        found = await self._resolve(url.host, port)
-        if self._allow_loopback and is_loopback(url.host):
-            inside = [address for address in found if not is_loopback(address)]
-        else:
-            inside = [address for address in found if not is_public_address(address)]
-        if inside:
-            raise InvalidWebhook(f"{url.host} resolves to an address that may not be called")
-        return found
-
-
-def _sni(url: httpx.URL) -> dict[str, Any]:
-    return {"sni_hostname": url.host} if url.scheme == "https" else {}

@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 _LOCATION = "vyvo"
+_WORKFLOWS = "workflows"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +43,9 @@ class Addresses:
     api_port: int
     orchestrator_port: int
     code_server_port: int
+    workflow_code_port: int
+    workflow_port: int
+    workflow_reporter_port: int
     dagster_port: int | None
     grpc_port: int | None = None
 
@@ -81,6 +85,8 @@ def environment(
         "VYVO_API_URL": addresses.api_url,
         "VYVO_GRPC_PORT": str(addresses.grpc_port or 0),
         "VYVO_ORCHESTRATOR_PORT": str(addresses.orchestrator_port),
+        "VYVO_WORKFLOW_PORT": str(addresses.workflow_port),
+        "VYVO_WORKFLOW_REPORTER_PORT": str(addresses.workflow_reporter_port),
         "VYVO_ADMIN_KEY": credentials.admin_key,
         "VYVO_JOIN_TOKEN": credentials.join_token,
         "VYVO_ENGINE": engine,
@@ -91,6 +97,7 @@ def environment(
     if addresses.dagster_url is not None:
         env |= {
             "VYVO_DAGSTER_URL": addresses.dagster_url,
+            "VYVO_WORKFLOW_CODE_SERVER": f"{LOOPBACK}:{addresses.workflow_code_port}",
             "DAGSTER_HOME": str(data_dir / "dagster"),
             # psycopg2 by name: SQLAlchemy reads plain postgresql:// as psycopg 3, with which
             # dagster-postgres' NOTIFY fails.
@@ -104,7 +111,7 @@ def environment(
 
 
 def service_parts(addresses: Addresses) -> list[Part]:
-    """Migrations, api and orchestrator."""
+    """Migrations, api, orchestrator and workflow engine."""
     return [
         Part(
             name="migrate",
@@ -129,6 +136,15 @@ def service_parts(addresses: Addresses) -> list[Part]:
             argv=_vyvo("orchestrator"),
             url=f"http://{LOOPBACK}:{addresses.orchestrator_port}",
             ready=probes.answers_ok(f"http://{LOOPBACK}:{addresses.orchestrator_port}/healthz"),
+            needs=("migrate", "redis"),
+            preloads=True,
+            stop_rank=2,
+        ),
+        Part(
+            name="workflow-engine",
+            argv=_vyvo("workflow-engine"),
+            url=f"http://{LOOPBACK}:{addresses.workflow_port}",
+            ready=probes.answers_ok(f"http://{LOOPBACK}:{addresses.workflow_port}/healthz"),
             needs=("migrate", "redis"),
             preloads=True,
             stop_rank=2,
@@ -190,24 +206,29 @@ def dagster_forkserver(*, env: Mapping[str, str], logs: Path) -> Forkserver:
         "celery.bin.celery",
         "celery.concurrency.prefork",
         "vyvo_dagster.definitions",
-        "vyvo_dagster.execution.launcher",
+        "vyvo_dagster.execution.workflow_launcher",
+        "vyvo_dagster.execution.workflows.main",
+        "ops.workflow_jobs",
         "vyvo_dagster.execution.celery_app",
     )
     return Forkserver(modules, env=env, logs=logs)
 
 
 def dagster_parts(addresses: Addresses, *, data_dir: Path, forkserver: Forkserver) -> list[Part]:
-    """Code server, webserver, daemon and the Celery worker that executes the runs."""
+    """Code servers, webserver, daemon, the Celery worker that executes the runs, and who tells
+    Dagster of the runs of workflows.
+    """
     url = addresses.dagster_url
     assert url is not None
     workspace = data_dir / "dagster" / "workspace.yaml"
     port = addresses.code_server_port
-    return [
-        Part(
-            name="code-server",
+
+    def code_server(name: str, module: str, location: str, port: int) -> Part:
+        return Part(
+            name=name,
             argv=(
-                *("dagster._cli:main", "api", "grpc", "-m", "vyvo_dagster.definitions"),
-                *("-h", LOOPBACK, "-p", str(port), "--location-name", _LOCATION),
+                *("dagster._cli:main", "api", "grpc", "-m", module),
+                *("-h", LOOPBACK, "-p", str(port), "--location-name", location),
             ),
             url=f"grpc://{LOOPBACK}:{port}",
             ready=probes.accepts_connections(port),
@@ -215,7 +236,11 @@ def dagster_parts(addresses: Addresses, *, data_dir: Path, forkserver: Forkserve
             spawner=forkserver.fork,
             start_timeout=120.0,
             stop_rank=3,
-        ),
+        )
+
+    return [
+        code_server("code-server", "vyvo_dagster.definitions", _LOCATION, port),
+        code_server("workflow-jobs", "ops.workflow_jobs", _WORKFLOWS, addresses.workflow_code_port),
         Part(
             name="webserver",
             argv=(
@@ -224,7 +249,7 @@ def dagster_parts(addresses: Addresses, *, data_dir: Path, forkserver: Forkserve
             ),
             url=url,
             ready=probes.location_is_loaded(url),
-            needs=("postgres", "code-server"),
+            needs=("postgres", "code-server", "workflow-jobs"),
             spawner=forkserver.fork,
             start_timeout=120.0,
             stop_rank=2,
@@ -235,6 +260,19 @@ def dagster_parts(addresses: Addresses, *, data_dir: Path, forkserver: Forkserve
             url="sensors, schedules and run monitoring",
             ready=probes.daemon_beats(url),
             # The webserver first: it makes the tables that both would otherwise make at once.
+            needs=("webserver",),
+            spawner=forkserver.fork,
+            start_timeout=120.0,
+            stop_rank=1,
+        ),
+        Part(
+            name="workflow-reporter",
+            argv=("vyvo_dagster.execution.workflows.main:run",),
+            url=f"http://{LOOPBACK}:{addresses.workflow_reporter_port}",
+            ready=probes.answers_ok(
+                f"http://{LOOPBACK}:{addresses.workflow_reporter_port}/healthz"
+            ),
+            # As for the daemon: the webserver makes the tables.
             needs=("webserver",),
             spawner=forkserver.fork,
             start_timeout=120.0,
@@ -259,13 +297,17 @@ def dagster_parts(addresses: Addresses, *, data_dir: Path, forkserver: Forkserve
     ]
 
 
-def write_dagster_home(data_dir: Path, *, code_server_port: int) -> None:
-    """Make `data_dir/dagster` a DAGSTER_HOME whose workspace is this stack's code server."""
+def write_dagster_home(data_dir: Path, addresses: Addresses) -> None:
+    """Make `data_dir/dagster` a DAGSTER_HOME whose workspace is this stack's code servers."""
     home = data_dir / "dagster"
     home.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(_dagster_yaml(), home / "dagster.yaml")
-    server = {"host": LOOPBACK, "port": code_server_port, "location_name": _LOCATION}
-    (home / "workspace.yaml").write_text(yaml.safe_dump({"load_from": [{"grpc_server": server}]}))
+    servers = {_LOCATION: addresses.code_server_port, _WORKFLOWS: addresses.workflow_code_port}
+    entries = [
+        {"grpc_server": {"host": LOOPBACK, "port": port, "location_name": name}}
+        for name, port in servers.items()
+    ]
+    (home / "workspace.yaml").write_text(yaml.safe_dump({"load_from": entries}))
 
 
 def _dagster_yaml() -> Path:

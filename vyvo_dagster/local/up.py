@@ -107,7 +107,7 @@ async def _run(options: UpOptions, data_dir: Path, report: Report) -> int:
     logs = data_dir / "logs"
     forkserver = dagster_forkserver(env=env, logs=logs)
     if addresses.dagster_port is not None:
-        write_dagster_home(data_dir, code_server_port=addresses.code_server_port)
+        write_dagster_home(data_dir, addresses)
         forkserver.start()
         parts += dagster_parts(addresses, data_dir=data_dir, forkserver=forkserver)
     parts += [
@@ -230,6 +230,9 @@ def _servers(
         api_port=api_port,
         orchestrator_port=ports.take("orchestrator"),
         code_server_port=ports.take("code-server"),
+        workflow_code_port=ports.take("workflow-jobs"),
+        workflow_port=ports.take("workflow-engine"),
+        workflow_reporter_port=ports.take("workflow-reporter"),
         dagster_port=dagster_port,
         grpc_port=grpc_port,
     )

@@ -32,6 +32,7 @@ from vyvo_dagster.store.reports import ReportRepository
 from vyvo_dagster.store.shares import ShareRepository
 from vyvo_dagster.store.submissions import SubmissionRepository
 from vyvo_dagster.store.webhooks import WebhookRepository
+from vyvo_dagster.store.workflow_engine import WorkflowEngineRepository
 from vyvo_dagster.store.workflow_runs import WorkflowRunRepository
 from vyvo_dagster.store.workflows import WorkflowRepository
 
@@ -69,6 +70,7 @@ class Store:
         self.reports = ReportRepository(connection)
         self.shares = ShareRepository(connection)
         self.submissions = SubmissionRepository(connection)
+        self.workflow_engine = WorkflowEngineRepository(connection)
         self.workflow_runs = WorkflowRunRepository(connection)
         self.workflows = WorkflowRepository(connection)
 

@@ -55,6 +55,9 @@ class NewJob:
     """Its quota: how many of its jobs may wait."""
     webhook: Mapping[str, Any] | None = None
     timeout_seconds: int = DEFAULT_TIMEOUT
+    workflow_step_id: UUID | None = None
+    """The step that it is an attempt of; set with `workflow_step_attempt`."""
+    workflow_step_attempt: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +101,8 @@ _SUBMIT: Final[LiteralString] = """
 with given as (
   select * from jsonb_to_recordset(%(jobs)s::jsonb) as g (id uuid, tenant text, model_id text,
     version_id uuid, version text, priority text, input jsonb, max_attempts int, ttl float8,
-    traceparent text, stream text, key_id uuid, max_queued int, webhook jsonb, timeout int)
+    traceparent text, stream text, key_id uuid, max_queued int, webhook jsonb, timeout int,
+    step_id uuid, step_attempt int)
 ), asked as (
   select * from jsonb_to_recordset(%(claims)s::jsonb) as c (id uuid, tenant text, key text,
     route text, request_sha256 text, answer jsonb)
@@ -129,10 +133,11 @@ with given as (
   returning (answer -> 'jobs' -> 0 ->> 'job_id')::uuid as id
 ), made as (
   insert into jobs (id, tenant, model_id, version_id, version, priority, input, max_attempts,
-    expires_at, traceparent, key_id, webhook, timeout_seconds, state)
+    expires_at, traceparent, key_id, webhook, timeout_seconds, state, workflow_step_id,
+    workflow_step_attempt)
   select g.id, g.tenant, g.model_id, g.version_id, g.version, g.priority, g.input, g.max_attempts,
     now() + make_interval(secs => g.ttl), g.traceparent, g.key_id, g.webhook,
-    g.timeout, %(queued)s
+    g.timeout, %(queued)s, g.step_id, g.step_attempt
   from fit g
   where exists (select from claimed c where c.id = g.id)
     or not exists (select from asked a where a.id = g.id)
@@ -200,6 +205,11 @@ def _row(job: NewJob) -> str:
             "max_queued": job.max_queued,
             "webhook": job.webhook,
             "timeout": job.timeout_seconds,
+            **(
+                {"step_id": str(job.workflow_step_id), "step_attempt": job.workflow_step_attempt}
+                if job.workflow_step_id is not None
+                else {}
+            ),
         }
     )  # fmt: skip
     return f'{head[:-1]},"input":{job.input}}}'
@@ -225,9 +235,9 @@ class SubmissionRepository:
         """How many jobs of `models` wait."""
         return await _depths(await self._raw(), models)
 
-    async def submit(self, jobs: Sequence[NewJob]) -> Submitted:
-        """Queue jobs."""
-        return await _submit(await self._raw(), jobs, (), ())
+    async def submit(self, jobs: Sequence[NewJob], done: Iterable[int] = ()) -> Submitted:
+        """Queue jobs, and drop the outbox entries `done`."""
+        return await _submit(await self._raw(), jobs, (), done)
 
     async def _raw(self) -> psycopg.AsyncConnection[Any]:
         raw = (await self._connection.get_raw_connection()).driver_connection

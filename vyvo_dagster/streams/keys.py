@@ -15,9 +15,11 @@ __all__ = [
     "GROUP_AGENT",
     "GROUP_DAGSTER",
     "GROUP_ORCHESTRATOR",
+    "GROUP_WORKFLOWS",
     "NODE_MS",
     "QUEUES",
     "WAKE",
+    "WORKFLOW_RUNS",
     "build_log",
     "is_jobs",
     "is_node",
@@ -33,9 +35,12 @@ __all__ = [
 GROUP_ORCHESTRATOR: Final = "orchestrator"
 GROUP_AGENT: Final = "agent"
 GROUP_DAGSTER: Final = "dagster"
+GROUP_WORKFLOWS: Final = "workflows"
 
 BUILDS: Final = "vyvo:builds"
 """Stream of builds to launch; fields: id."""
+WORKFLOW_RUNS: Final = "vyvo:workflow-runs"
+"""Stream of workflow runs to start; fields: tenant, workflow, inputs (JSON), key, priority."""
 QUEUES: Final = "vyvo:queues"
 """Set of the streams of queued jobs that hold an entry, claimed or not."""
 WAKE: Final = "vyvo:wake"

@@ -24,6 +24,12 @@ __all__ = [
     "QUEUE_OLDEST",
     "SSE_CLIENTS",
     "WEBHOOKS",
+    "WORKFLOW_EVENTS",
+    "WORKFLOW_LIVE",
+    "WORKFLOW_REPORT_LAG",
+    "WORKFLOW_RUNS",
+    "WORKFLOW_STEPS",
+    "WORKFLOW_TURN",
     "exposition",
 ]
 
@@ -82,6 +88,22 @@ OUTBOX_LAG: Final = Gauge(
 )
 WEBHOOKS: Final = Counter(
     "vyvo_webhooks_total", "Tries to deliver a webhook: delivered, failed, given_up.", ["outcome"]
+)
+WORKFLOW_RUNS: Final = Counter("vyvo_workflow_runs_total", "Workflow runs that ended.", ["status"])
+WORKFLOW_STEPS: Final = Counter(
+    "vyvo_workflow_steps_total", "Workflow steps that ended.", ["status"]
+)
+WORKFLOW_LIVE: Final = Gauge("vyvo_workflow_runs_live", "Runs that this engine drives.")
+WORKFLOW_TURN: Final = Histogram(
+    "vyvo_workflow_turn_seconds",
+    "Time of one turn of the workflow engine.",
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
+)
+WORKFLOW_REPORT_LAG: Final = Gauge(
+    "vyvo_workflow_report_lag_seconds", "Age of the oldest run of which Dagster does not know all."
+)
+WORKFLOW_EVENTS: Final = Counter(
+    "vyvo_workflow_dagster_events_total", "Events of runs and steps written to Dagster."
 )
 HTTP_REQUESTS: Final = Histogram(
     "vyvo_http_request_seconds",

@@ -1,0 +1,175 @@
+"""The process that tells Dagster of workflow runs, and of new versions."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+from uuid import UUID
+
+import httpx
+import psycopg
+import uvloop
+from dagster import DagsterInstance
+from dagster_shared.error import DagsterError
+from sqlalchemy.exc import SQLAlchemyError
+
+from vyvo_dagster import collector
+from vyvo_dagster.concurrency import cancel_all
+from vyvo_dagster.dispatch.health import serve
+from vyvo_dagster.errors import Unavailable
+from vyvo_dagster.execution.workflows.event_log import EventLog
+from vyvo_dagster.execution.workflows.names import LOCATION
+from vyvo_dagster.execution.workflows.reporter import Reported, WorkflowReporter
+from vyvo_dagster.settings import Settings
+from vyvo_dagster.store.database import Database
+from vyvo_dagster.store.notify import WORKFLOW_CHANNEL, listen
+from vyvo_dagster.store.workflow_records import WorkflowVersion
+from vyvo_dagster.telemetry import metrics
+
+__all__ = ["ReportLoop", "run"]
+
+log = logging.getLogger(__name__)
+
+_BATCH: Final = 200
+_IDLE_SECONDS: Final = 0.25
+_AWAY_SECONDS: Final = 2.0
+_VERSIONS: Final = 256
+_RELOAD: Final = """
+mutation ReloadWorkflows($name: String!) {
+  reloadRepositoryLocation(repositoryLocationName: $name) { __typename }
+}
+"""
+
+
+class ReportLoop:
+    """Reads what is to be told, tells it in a thread, and notes that it was told."""
+
+    def __init__(self, database: Database, reporter: WorkflowReporter) -> None:
+        self._database = database
+        self._reporter = reporter
+        self._versions: dict[UUID, WorkflowVersion] = {}
+
+    async def run(self) -> None:
+        """Report until canceled; survives servers that go away."""
+        while True:
+            try:
+                if not await asyncio.to_thread(self._reporter.ready):
+                    await asyncio.sleep(_AWAY_SECONDS)
+                elif await self.turn() == 0:
+                    await asyncio.sleep(_IDLE_SECONDS)
+            except Unavailable as error:
+                log.warning("runs are not reported: %s", error)
+                await asyncio.sleep(_AWAY_SECONDS)
+            except (SQLAlchemyError, DagsterError, OSError) as error:
+                log.warning("Dagster is not told: %s", str(error).splitlines()[0])
+                await asyncio.to_thread(self._reporter.forget)
+                await asyncio.sleep(_AWAY_SECONDS)
+
+    async def turn(self) -> int:
+        """Report the runs that have changed; how many they were."""
+        # Read and let go: a lock on a run would hold up its engine.
+        async with self._database.transaction() as store:
+            runs = await store.workflow_runs.unreported(_BATCH)
+            steps = await store.workflow_runs.steps_of([run.id for run in runs])
+            for unknown in {run.version_id for run in runs} - self._versions.keys():
+                version = await store.workflows.version_by_id(unknown)
+                assert version is not None  # a run refers to it
+                self._versions[unknown] = version
+        now = time.time()
+        oldest = min((run.completed_at or run.created_at for run in runs), default=None)
+        metrics.WORKFLOW_REPORT_LAG.set(0.0 if oldest is None else now - oldest.timestamp())
+        if not runs:
+            return 0
+        await self._report([(run, steps[run.id]) for run in runs])
+        async with self._database.transaction() as store:
+            await store.workflow_runs.reported({run.id: run.revision for run in runs})
+        if len(self._versions) > _VERSIONS:
+            self._versions.clear()
+        return len(runs)
+
+    async def _report(self, runs: Reported) -> None:
+        try:
+            await asyncio.to_thread(self._reporter.report, runs, self._versions)
+        except (SQLAlchemyError, OSError):
+            raise
+        except Exception:
+            if len(runs) > 1:
+                for each in runs:
+                    await self._report([each])
+            else:
+                # It must not stand in the way of all others.
+                log.exception("run %s cannot be shown in Dagster", runs[0][0].id)
+
+
+async def reload_on_push(dsn: str, url: str | None) -> None:
+    """Let the webserver look at the code location again whenever a version is pushed."""
+    if url is None:
+        return
+    graphql = f"{url.rstrip('/')}/graphql"
+    body: Mapping[str, Any] = {"query": _RELOAD, "variables": {"name": LOCATION}}
+    async with httpx.AsyncClient(timeout=30.0, trust_env=False) as http:
+        while True:
+            try:
+                async for notice in listen(dsn, WORKFLOW_CHANNEL):
+                    if notice is None or notice[1].startswith("version:"):
+                        with contextlib.suppress(httpx.HTTPError):
+                            await http.post(graphql, json=body)
+            except psycopg.OperationalError as error:
+                log.warning("notifications stopped: %s", str(error).splitlines()[0])
+                await asyncio.sleep(_AWAY_SECONDS)
+
+
+async def report(settings: Settings, instance: DagsterInstance, stop: asyncio.Event) -> None:
+    """Run until `stop` is set."""
+    database = Database(settings.postgres_dsn, pool_size=2)
+    event_log = EventLog(os.environ["VYVO_DAGSTER_POSTGRES_URL"])
+    reporter = WorkflowReporter(
+        instance, event_log, url=settings.api_url, code_server=settings.workflow_code_server
+    )
+
+    async def answer(path: str) -> tuple[int, str, bytes]:
+        if path == "/metrics":
+            return 200, metrics.CONTENT_TYPE, metrics.exposition()
+        if path == "/healthz":
+            return 200, "application/json", b'{"status":"ok"}'
+        return 404, "application/json", b'{"status":"no such path"}'
+
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            loops = [
+                tasks.create_task(ReportLoop(database, reporter).run(), name="reports"),
+                tasks.create_task(
+                    reload_on_push(settings.postgres_dsn, settings.dagster_url), name="reloads"
+                ),
+            ]
+            if settings.workflow_reporter_port:
+                loops.append(tasks.create_task(serve(settings.workflow_reporter_port, answer)))
+            log.info("reporting workflow runs to Dagster")
+            await stop.wait()
+            await cancel_all(loops)
+    finally:
+        event_log.close()
+        await database.close()
+
+
+def run() -> None:
+    """Entry point of `vyvo workflow-reporter`."""
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    # One line for each request is no news.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        with DagsterInstance.get() as instance:
+            collector.settle()
+            await report(Settings(), instance, stop)
+
+    uvloop.run(main())

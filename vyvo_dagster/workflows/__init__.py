@@ -1,0 +1,1 @@
+"""The workflow engine: drives many runs in one process, from their rows."""

@@ -1,0 +1,101 @@
+"""The process of the workflow engine."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+from datetime import timedelta
+
+import uvloop
+
+from vyvo_dagster import collector
+from vyvo_dagster.concurrency import cancel_all
+from vyvo_dagster.dispatch.health import serve
+from vyvo_dagster.domain.workflow.names import Sign
+from vyvo_dagster.errors import Unavailable, VyvoError
+from vyvo_dagster.objects import ObjectStore
+from vyvo_dagster.settings import S3Settings, Settings
+from vyvo_dagster.store.database import Database
+from vyvo_dagster.streams.client import connect
+from vyvo_dagster.streams.hub import EventHub
+from vyvo_dagster.telemetry import metrics
+from vyvo_dagster.workflows.engine import WorkflowEngine
+from vyvo_dagster.workflows.http_step import HttpSteps
+from vyvo_dagster.workflows.intake import Intake
+from vyvo_dagster.workflows.submission import JobMaker
+
+__all__ = ["drive", "run"]
+
+log = logging.getLogger(__name__)
+
+
+def signer(settings: Settings, s3: S3Settings) -> Sign:
+    """Presigns artifacts for the steps that read them. No request is made."""
+    objects = ObjectStore(s3)
+
+    def sign(url: str) -> str | None:
+        try:
+            return objects.presign_get(url, settings.presign_seconds)
+        except VyvoError:
+            return None
+
+    return sign
+
+
+async def drive(settings: Settings, s3: S3Settings, stop: asyncio.Event) -> None:
+    """Run until `stop` is set; the runs are given back, for another engine or the next start."""
+    database = Database(settings.postgres_dsn, pool_size=4)
+    redis = connect(settings.redis_url)
+    hub = EventHub(redis)
+    http = HttpSteps(allow_loopback=settings.webhook_allow_loopback)
+    engine = WorkflowEngine(
+        database, settings.postgres_dsn, redis, hub, http=http,
+        jobs=JobMaker(settings.max_attempts), sign=signer(settings, s3),
+        lease=timedelta(seconds=settings.workflow_lease_seconds),
+        capacity=settings.workflow_capacity,
+    )  # fmt: skip
+
+    async def answer(path: str) -> tuple[int, str, bytes]:
+        if path == "/metrics":
+            return 200, metrics.CONTENT_TYPE, metrics.exposition()
+        if path == "/healthz":
+            return 200, "application/json", b'{"status":"ok"}'
+        return 404, "application/json", b'{"status":"no such path"}'
+
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            loops = [
+                tasks.create_task(loop, name=name)
+                for name, loop in {
+                    "hub": hub.run(),
+                    "intake": Intake(database, redis, consumer=str(engine.id)).run(),
+                    **engine.loops(),
+                }.items()
+            ]
+            if settings.workflow_port:
+                loops.append(tasks.create_task(serve(settings.workflow_port, answer)))
+            log.info("driving workflow runs as %s", engine.id)
+            await stop.wait()
+            await cancel_all(loops)
+    finally:
+        with contextlib.suppress(Unavailable, TimeoutError):
+            await engine.stop()
+        await http.close()
+        await redis.aclose()
+        await database.close()
+
+
+def run() -> None:
+    """Entry point of `vyvo workflow-engine`."""
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        collector.settle()
+        await drive(Settings(), S3Settings(), stop)
+
+    uvloop.run(main())

@@ -30,7 +30,9 @@ def copy(tmp_path: Path) -> Path:
 
 
 def test_the_templates_are_there() -> None:
-    assert NAMES == ["audio", "cog", "diffusion", "digits-diffusion", "llm", "video"]
+    assert NAMES == [
+        "audio", "cog", "diffusion", "digit-reader", "digits-diffusion", "llm", "video",
+    ]  # fmt: skip
     assert get_template("digits-diffusion").modality == "image"
     assert get_template("diffusion").resources.gpu_memory_bytes > 0
 
@@ -51,7 +53,7 @@ def test_the_shared_files_are_used_and_not_copied() -> None:
 )
 def test_an_unknown_name_is_refused_with_the_known_ones(name: str) -> None:
     with pytest.raises(
-        UnknownTemplate, match="there are audio, cog, diffusion, digits-diffusion"
+        UnknownTemplate, match="there are audio, cog, diffusion, digit-reader, digits-diffusion"
     ) as caught:
         get_template(name)
     assert len(caught.value.detail) < 200

@@ -16,6 +16,7 @@ from typing import Final
 
 from vyvo_dagster.building.bake import build_arguments
 from vyvo_dagster.building.caches import sha256_of
+from vyvo_dagster.building.disk import full_disk_told
 from vyvo_dagster.building.github_api import GitHubClient, GitHubTarget, Job, Run
 from vyvo_dagster.building.image_check import image_tag, verified_result
 from vyvo_dagster.building.image_context import complete_context
@@ -37,6 +38,7 @@ _ARGUMENTS: Final = "buildx.arguments"
 _ENDED: Final = "completed"
 _POLL_SECONDS: Final = 0.25
 _LOST_LOOKS: Final = 10
+_CANCEL_LOOKS: Final = 3
 # A run of an earlier try of the same build is followed instead of starting another.
 _EARLIER: Final = timedelta(days=1)
 
@@ -77,7 +79,8 @@ class GitHubActionsBackend:
                 request, context, tag=tag, base_digest=ready.base_digest, env=env
             )
             archive = context.scratch(request.build_id) / "context.tar"
-            _pack(request.recipe.folder, arguments, archive)
+            with full_disk_told(_STEP, archive.parent):
+                _pack(request.recipe.folder, arguments, archive)
         try:
             with phases("build"), _shared(archive, context) as url:
                 inputs = {
@@ -100,12 +103,11 @@ class GitHubActionsBackend:
         )
         try:
             run = self._start(client, request, context, inputs)
-            try:
-                run = self._follow(client, run, context)
-            except BuildCanceled:
-                client = self._cancel(client, run)
-                raise
+            run = self._follow(client, run, context)
             return self._end(client, run, context)
+        except BuildCanceled:
+            self._cancel(request.build_id)
+            raise
         finally:
             client.close()
 
@@ -161,18 +163,25 @@ class GitHubActionsBackend:
                 raise BuildFailed(f"github: gave up after {context.timeout:g} s; {run.url}")
             _sleep(self._target.poll_seconds, context)
 
-    def _cancel(self, client: GitHubClient, run: Run) -> GitHubClient:
-        """Cancel the run by a client that does not stop for the cancel itself."""
-        client.close()
+    def _cancel(self, build_id: str) -> None:
+        """Cancel the build's run, by a client that does not stop for the cancel itself."""
+        since = datetime.now(UTC) - _EARLIER
         free = GitHubClient(
             self._target, lambda seconds: time.sleep(min(seconds, 1.0)), lambda _: None
         )
         try:
-            free.cancel(run.id)
-        except Unavailable:
-            # It ends by its own time limit.
-            return free
-        return free
+            # It may not be seen yet. One that never is ends by its own time limit.
+            for _ in range(_CANCEL_LOOKS):
+                run = free.find(run_title(build_id), since)
+                if run is not None:
+                    if run.conclusion is None:
+                        free.cancel(run.id)
+                    return
+                time.sleep(1.0)
+        except (Unavailable, BuildFailed):
+            return
+        finally:
+            free.close()
 
     def _end(self, client: GitHubClient, run: Run, context: BuildContext) -> str:
         digest, last = "", ""

@@ -6,6 +6,7 @@ Prints one line of JSON behind a mark: `commit`, or `error` with `kind` `final` 
 import json
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,12 +38,14 @@ def main(repo: str, revision: str, file: str, folder: str) -> None:
             commit = str(found.sha)
             noted.parent.mkdir(parents=True, exist_ok=True)
             noted.write_text(commit)
+        if not file:
+            _check_names(HfApi(token=token).list_repo_files(repo, revision=commit))
         arguments: dict[str, Any] = {"revision": commit, "local_dir": folder, "token": token}
         if file:
             hf_hub_download(repo, file, **arguments)
         else:
             snapshot_download(repo, max_workers=4, **arguments)
-    except final as error:
+    except (*final, _OddName) as error:
         _say(error=_sentence(error), kind="final")
     except OSError as error:
         _say(error=_sentence(error), kind="temporary")
@@ -50,6 +53,17 @@ def main(repo: str, revision: str, file: str, folder: str) -> None:
         _say(error=_sentence(error), kind="temporary")
     else:
         _say(commit=commit)
+
+
+class _OddName(Exception):
+    """A file's name would lead out of the folder."""
+
+
+def _check_names(names: Iterable[str]) -> None:
+    for name in names:
+        parts = name.split("/")
+        if any(part in {"", ".", "..", ".cache"} for part in parts) or "\\" in name:
+            raise _OddName(f"the file name {name[:100]!r} is not taken")
 
 
 def _sentence(error: BaseException) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vyvo_dagster.building.base_image import inspect_base, inspect_cog_image
+from vyvo_dagster.building.disk import full_disk_told
 from vyvo_dagster.building.recipe import check_python
 from vyvo_dagster.building.types import BuildContext, BuildRequest, Phases
 from vyvo_dagster.building.wheelhouse import LOCK_NAME, Wheelhouse, prepare_wheelhouse
@@ -51,7 +52,8 @@ def complete_context(
         check_python(recipe, base.python, request.base_image)
     with phases("lock"):
         wheelhouse = prepare_wheelhouse(recipe.folder, request.sdk_dir, base.target, context)
-        _add_wheels(recipe.folder, wheelhouse)
+        with full_disk_told("wheels", recipe.folder):
+            _add_wheels(recipe.folder, wheelhouse)
     return ReadyContext(base.digest, base.python, wheelhouse)
 
 

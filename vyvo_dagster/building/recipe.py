@@ -21,6 +21,7 @@ from packaging.specifiers import SpecifierSet
 
 from vyvo_dagster.building.caches import NOT_SOURCE
 from vyvo_dagster.building.cog_config import read_cog_config
+from vyvo_dagster.building.disk import full_disk_told
 from vyvo_dagster.building.requirements import plain_requirements
 from vyvo_dagster.building.types import Log, Recipe
 from vyvo_dagster.errors import BuildFailed
@@ -70,6 +71,11 @@ def lay_out(folder: Path, template: TemplateFiles, source: Path | None, log: Log
     Raises:
         BuildFailed: the repository's cog.yaml or requirements cannot be used.
     """
+    with full_disk_told("source", folder):
+        return _laid_out(folder, template, source, log)
+
+
+def _laid_out(folder: Path, template: TemplateFiles, source: Path | None, log: Log) -> Recipe:
     shutil.rmtree(folder, ignore_errors=True)
     (folder / IMAGE).mkdir(parents=True)
     _copy_own_or_shared(template, folder, BAKE)

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from vyvo_dagster.building.addresses import Resolve, resolve
 from vyvo_dagster.building.caches import tree_size
+from vyvo_dagster.building.disk import full_disk_told
 from vyvo_dagster.building.git_tree import write_tree
 from vyvo_dagster.building.process import run_logged
 from vyvo_dagster.building.types import BuildContext
@@ -90,10 +91,12 @@ def fetch_source(
     try:
         commit = _fetch(repo, wanted, bare, limits, context)
         context.log.line(_STEP, f"{repo} at {wanted} is commit {commit}")
-        count, size = write_tree(
-            bare, commit, folder, _environment(folder.parent, limits),
-            max_files=limits.max_files, max_bytes=limits.max_bytes, context=context,
-        )  # fmt: skip
+        env = _environment(folder.parent, limits)
+        with full_disk_told(_STEP, folder.parent):
+            count, size = write_tree(
+                bare, commit, folder, env,
+                max_files=limits.max_files, max_bytes=limits.max_bytes, context=context,
+            )  # fmt: skip
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise

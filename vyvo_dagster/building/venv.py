@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from vyvo_dagster.building.caches import cached_folder, tree_hash, tree_size
+from vyvo_dagster.building.disk import full_disk_told
 from vyvo_dagster.building.gpu import setup_can_run
 from vyvo_dagster.building.health import check_runner, runner_environment
 from vyvo_dagster.building.process import run_logged
@@ -74,7 +75,10 @@ class VenvBackend:
         with phases("build"):
             if folder.is_dir():
                 context.log.line("venv", f"the environment sha256:{digest} exists already")
-            cached_folder(folder, lambda out: _install(out, request, wheelhouse, context), context)
+            with full_disk_told("venv", root):
+                cached_folder(
+                    folder, lambda out: _install(out, request, wheelhouse, context), context
+                )
         weights = str(request.weights_path.resolve()) if request.weights_path else None
         with phases("check"):
             context.log.line("check", "starting the runner as a process")

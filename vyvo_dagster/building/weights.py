@@ -1,6 +1,5 @@
 """A model's weights: fetched once, kept in the store under the checksum of their bytes."""
 
-import errno
 import hashlib
 import shutil
 import time
@@ -14,6 +13,7 @@ import httpx
 
 from vyvo_dagster.building.addresses import stream_public
 from vyvo_dagster.building.caches import file_lock, sha256_of
+from vyvo_dagster.building.disk import full_disk_told
 from vyvo_dagster.building.hub import Hub, fetch_from_hub
 from vyvo_dagster.building.transfer import Broken, Open, Piece, Progress, download
 from vyvo_dagster.building.types import Log
@@ -34,7 +34,6 @@ __all__ = [
 
 _STEP: Final = "weights"
 _PARTIAL_CONTENT: Final = 206
-_NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 # Parts of transfers that nobody went on with.
 _PART_SECONDS: Final = 7 * 86400
 _LOCK_SECONDS: Final = 6 * 3600.0
@@ -102,23 +101,17 @@ def copy_weights(
     name = hashlib.sha256(uri.encode()).hexdigest()
     part = incoming / f"{name}.part"
     progress = Progress(_STEP, log, check)
-    try:
-        with file_lock(incoming / f".{name}.lock", timeout=_LOCK_SECONDS, check=check):
-            digest = _fetch(uri, part, store, progress, https=https, hub=hub, wait=wait)
-            size = part.stat().st_size
-            if size == 0:
-                part.unlink()
-                raise BuildFailed("weights: the file is empty")
-            path = folder / digest
-            # Runners read it as another user.
-            part.chmod(0o444)
-            part.replace(path)
-    except OSError as error:
-        if error.errno not in _NO_SPACE:
-            raise
-        raise BuildFailed(
-            f"weights: the disk of the build host is full ({scratch_dir}); make room there"
-        ) from error
+    lock = file_lock(incoming / f".{name}.lock", timeout=_LOCK_SECONDS, check=check)
+    with full_disk_told(_STEP, scratch_dir), lock:
+        digest = _fetch(uri, part, store, progress, https=https, hub=hub, wait=wait)
+        size = part.stat().st_size
+        if size == 0:
+            part.unlink()
+            raise BuildFailed("weights: the file is empty")
+        path = folder / digest
+        # Runners read it as another user.
+        part.chmod(0o444)
+        part.replace(path)
     return WeightsRecord(_put(path, digest, size, store, log), f"sha256:{digest}", size, path)
 
 

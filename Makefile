@@ -31,9 +31,9 @@ $(BIN)/uv:
 	@$(UV) sync --quiet --frozen --inexact --extra dev
 	@touch $@ .venv/.local
 
-demo: ## Train, build, assign and serve a real model here, from nothing (KEEP=1 leaves it up)
+demo: ## Train, build, assign and serve a real model here, from nothing (KEEP=1 leaves it up, WORKFLOW=1 runs a workflow)
 	@started=$$(date +%s.%N); $(MAKE) --no-print-directory .venv/.local && \
-	  DEMO_STARTED=$$started $(BIN)/python -m vyvo_dagster.demo $(if $(KEEP),--keep) $(DEMO_ARGS)
+	  DEMO_STARTED=$$started $(BIN)/python -m vyvo_dagster.demo $(if $(KEEP),--keep) $(if $(WORKFLOW),--workflow) $(DEMO_ARGS)
 
 up: .venv/.local ## Start the whole stack and stay in the foreground (UP_ARGS="--port 8080 ...")
 	@$(BIN)/vyvo up $(UP_ARGS)

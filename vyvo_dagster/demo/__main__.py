@@ -14,6 +14,7 @@ from vyvo_dagster.demo.jobs import run_jobs
 from vyvo_dagster.demo.report import Bars, Phases, contact_sheet, jobs_table
 from vyvo_dagster.demo.stack import Stack, StackFailed, running_stack
 from vyvo_dagster.demo.training import TrainingFailed, trained_weights
+from vyvo_dagster.demo.workflow import WorkflowFailed, read_digits, workflow_table
 from vyvo_dagster.domain.build import BuildState
 from vyvo_dagster.domain.job import JobState
 from vyvo_dagster.domain.node import AssignmentState, NodeState
@@ -21,6 +22,8 @@ from vyvo_dagster.errors import NotFound, VyvoError
 
 MODEL_ID = "vyvo/digits-diffusion"
 TEMPLATE = "digits-diffusion"
+READER_ID = "vyvo/digit-reader"
+READER_TEMPLATE = "digit-reader"
 _BUILD_SECONDS = 900
 _ASSIGN_SECONDS = 180
 
@@ -29,27 +32,28 @@ class DemoFailed(RuntimeError):
     """A step of the demo did not end well; the message says which."""
 
 
-def next_version(client: Client) -> str:
+def next_version(client: Client, model_id: str = MODEL_ID) -> str:
     """A version name that is not taken yet, so that each demo builds one."""
     try:
-        taken = client.versions(MODEL_ID, limit=200).items
+        taken = client.versions(model_id, limit=200).items
     except NotFound:
         taken = ()
     return f"v{len(taken) + 1}"
 
 
-def build(client: Client, console: Console, version: str, weights_uri: str) -> Build:
+def build(
+    client: Client, console: Console, version: str, weights_uri: str | None,
+    model_id: str = MODEL_ID, template: str = TEMPLATE,
+) -> Build:  # fmt: skip
     """Build the version, showing the log as it comes; the build as it ended."""
-    submitted = client.submit_build(
-        {
-            "template": TEMPLATE,
-            "runner_name": "digits",
-            "model_id": MODEL_ID,
-            "version": version,
-            "weights_uri": weights_uri,
-            "env": {},
-        }
-    )
+    asked = {
+        "template": template,
+        "runner_name": "digits",
+        "model_id": model_id,
+        "version": version,
+        "env": {},
+    }
+    submitted = client.submit_build(asked | ({"weights_uri": weights_uri} if weights_uri else {}))
     console.print(f"build {submitted.build_id} is {submitted.status}", highlight=False)
     step = ""
     for event in client.build_log(submitted.build_id):
@@ -62,11 +66,11 @@ def build(client: Client, console: Console, version: str, weights_uri: str) -> B
     return ended
 
 
-def assign(client: Client, version: str) -> list[str]:
+def assign(client: Client, version: str, model_id: str = MODEL_ID) -> list[str]:
     """Load the version on every ready node and wait for it; the nodes' names."""
-    entry = client.version(MODEL_ID, version)
+    entry = client.version(model_id, version)
     nodes = [node for node in client.nodes().items if node.state == NodeState.READY]
-    waiting = {node.id: client.assign(node.id, MODEL_ID, entry.id).id for node in nodes}
+    waiting = {node.id: client.assign(node.id, model_id, entry.id).id for node in nodes}
     deadline = time.monotonic() + _ASSIGN_SECONDS
     while waiting and time.monotonic() < deadline:
         for node_id, assignment_id in list(waiting.items()):
@@ -81,7 +85,23 @@ def assign(client: Client, version: str) -> list[str]:
     return [node.name for node in nodes]
 
 
-def demonstrate(stack: Stack, folder: Path, phases: Phases) -> None:
+def run_workflow(client: Client, stack: Stack, folder: Path, phases: Phases) -> None:
+    """Build the second model, and run the workflow of both."""
+    console = phases.console
+    with phases.phase("build the reader"):
+        version = next_version(client, READER_ID)
+        build(client, console, version, None, READER_ID, READER_TEMPLATE)
+        assign(client, version, READER_ID)
+    with phases.phase("run the workflow read-digits"):
+        outcome = read_digits(client, folder, console)
+    console.print(workflow_table(outcome))
+    console.print(
+        f"sheet      {outcome.sheet}\nrun        {stack.dagster}/runs/{outcome.dagster_run_id}",
+        highlight=False,
+    )
+
+
+def demonstrate(stack: Stack, folder: Path, phases: Phases, *, workflow: bool) -> None:
     """All steps on a running stack."""
     console = phases.console
 
@@ -108,6 +128,8 @@ def demonstrate(stack: Stack, folder: Path, phases: Phases) -> None:
             console.print(f"  ready on {', '.join(assign(client, version))}", highlight=False)
         with phases.phase("run 12 jobs"), Bars(console) as bars:
             outcomes = run_jobs(client, MODEL_ID, version, folder, bars)
+        if workflow:
+            run_workflow(client, stack, folder, phases)
     console.print(jobs_table(outcomes))
     sheet = contact_sheet(outcomes, folder / "contact-sheet.png")
     bad = [o for o in outcomes if o.status != JobState.SUCCEEDED or o.png is None]
@@ -120,14 +142,16 @@ def demonstrate(stack: Stack, folder: Path, phases: Phases) -> None:
 @click.option(
     "--data-dir", type=click.Path(path_type=Path), default=Path(".vyvo"), show_default=True
 )
+@click.option("--workflow", is_flag=True, help="Run a workflow of two models as well.")
 @click.option("--keep", is_flag=True, help="Stay up afterwards, until Ctrl-C.")
 @click.option("--engine", default="auto", show_default=True, help="auto, docker or process.")
 @click.option("--agents", default=2, show_default=True, help="Nodes to start on this machine.")
 @click.option("--port", type=int, help="Port of the api.")
 @click.option("--dagster-port", type=int, help="Port of the Dagster UI.")
 def main(
-    data_dir: Path, keep: bool, engine: str, agents: int, port: int | None, dagster_port: int | None
-) -> None:
+    data_dir: Path, workflow: bool, keep: bool, engine: str, agents: int, port: int | None,
+    dagster_port: int | None,
+) -> None:  # fmt: skip
     """Train, build, assign and serve a small diffusion model on this machine."""
     # As wide as the table needs where nobody's terminal says otherwise.
     console = Console(width=None if sys.stdout.isatty() else 150)
@@ -143,7 +167,7 @@ def main(
     try:
         with running_stack(data_dir, options) as stack:
             phases.add("start the stack", time.monotonic() - began)
-            demonstrate(stack, folder, phases)
+            demonstrate(stack, folder, phases, workflow=workflow)
             console.print(phases.table())
             console.print(
                 f"api        {stack.api}/docs\nDagster    {stack.dagster}\nS3         {stack.s3}",
@@ -157,7 +181,14 @@ def main(
     except KeyboardInterrupt:
         console.print("stopped", highlight=False)
         sys.exit(130)
-    except (DemoFailed, StackFailed, TrainingFailed, TimeoutError, VyvoError) as error:
+    except (
+        DemoFailed,
+        StackFailed,
+        TrainingFailed,
+        WorkflowFailed,
+        TimeoutError,
+        VyvoError,
+    ) as error:
         console.print(f"demo failed: {error}", style="bold red", highlight=False, markup=False)
         sys.exit(1)
 

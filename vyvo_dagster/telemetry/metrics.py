@@ -100,7 +100,8 @@ WORKFLOW_TURN: Final = Histogram(
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
 )
 WORKFLOW_REPORT_LAG: Final = Gauge(
-    "vyvo_workflow_report_lag_seconds", "Age of the oldest run of which Dagster does not know all."
+    "vyvo_workflow_report_lag_seconds",
+    "Age of the oldest end of a run that Dagster was not told of.",
 )
 WORKFLOW_EVENTS: Final = Counter(
     "vyvo_workflow_dagster_events_total", "Events of runs and steps written to Dagster."

@@ -24,9 +24,10 @@ from vyvo_dagster.domain.workflow.definition import Definition, parse
 from vyvo_dagster.domain.workflow.names import Sign
 from vyvo_dagster.domain.workflow.run import Outcome, RunEnd
 from vyvo_dagster.domain.workflow.state import RunState
-from vyvo_dagster.errors import Unavailable
+from vyvo_dagster.errors import Unavailable, VyvoError
 from vyvo_dagster.store.database import Database, Store
 from vyvo_dagster.store.notify import WORKFLOW_CHANNEL, listen
+from vyvo_dagster.store.workflow_records import WorkflowRun
 from vyvo_dagster.streams.client import AsyncRedis
 from vyvo_dagster.streams.events import Event
 from vyvo_dagster.streams.hub import EventHub
@@ -211,24 +212,39 @@ class WorkflowEngine:
             try:
                 async with asyncio.timeout(_TURN_SECONDS), self._database.transaction() as store:
                     claimed = await store.workflow_runs.claim(self.id, self._lease, room)
-                    definitions = {
-                        row.id: await self._definition(store, row.version_id) for row in claimed
-                    }
+                    definitions = await self._definitions_of(store, claimed)
             except (Unavailable, TimeoutError) as error:
                 log.warning("no run is claimed: %s", error)
                 await asyncio.sleep(_PAUSE_SECONDS)
                 self._new.set()
                 continue
             for row in claimed:
+                if row.id not in definitions:
+                    continue
                 # One of its own that is claimed again had lost its lease meanwhile: read it anew.
                 self._forget(row.id)
                 # One that was taken over was told of before.
                 told = row.revision > 1
                 self._runs[row.id] = LiveRun(row, definitions[row.id], told=told)
-            self._wake([row.id for row in claimed])
+            self._wake(definitions)
             metrics.WORKFLOW_LIVE.set(len(self._runs))
             if len(claimed) == room:
                 self._new.set()
+
+    async def _definitions_of(
+        self, store: Store, runs: Sequence[WorkflowRun]
+    ) -> dict[UUID, Definition]:
+        """The definitions of runs; one that cannot be read ends its run, and no other."""
+        found: dict[UUID, Definition] = {}
+        for run in runs:
+            try:
+                found[run.id] = await self._definition(store, run.version_id)
+            except (ValueError, TypeError, KeyError, VyvoError) as error:
+                log.exception("the definition of run %s cannot be read", run.id)
+                said = f"its definition cannot be read: {type(error).__name__}"
+                end = RunEnd(RunState.FAILED, None, "engine_failed", said)
+                await store.workflow_runs.end({run.id: end})
+        return found
 
     async def _definition(self, store: Store, version_id: UUID) -> Definition:
         found = self._definitions.get(version_id)

@@ -58,8 +58,9 @@ class HttpSteps:
         assert start.http is not None
         seconds = start.timeout_seconds or _SECONDS
         try:
-            async with self._room, asyncio.timeout(seconds):
-                status, headers, body = await self._send(start, start.http, seconds)
+            async with self._room:
+                async with asyncio.timeout(seconds):
+                    status, headers, body = await self._send(start, start.http, seconds)
         except TimeoutError:
             return _failed(f"no answer within {seconds:g} s")
         except (httpx.HTTPError, httpx.InvalidURL, InvalidWebhook, OSError, ValueError) as error:

@@ -72,9 +72,14 @@ class Intake:
             raise
         except VyvoError as error:
             log.warning("entry %s of %s starts no run: %s", entry.id, entry.stream, error.detail)
-            async with self._database.transaction() as store:
-                kept = (entry.stream, entry.id, storable(entry), error.detail)
-                await store.dead_letters.bury([kept])
+            await self._bury(entry, error.detail)
+        except Exception:  # what one entry breaks must not end the engine, over and over
+            log.exception("entry %s of %s starts no run", entry.id, entry.stream)
+            await self._bury(entry, "the engine failed; the error is in its log")
+
+    async def _bury(self, entry: entries.Entry, reason: str) -> None:
+        async with self._database.transaction() as store:
+            await store.dead_letters.bury([(entry.stream, entry.id, storable(entry), reason)])
 
 
 async def _start(store: Store, entry: entries.Entry) -> None:

@@ -4,10 +4,13 @@ import asyncio
 from datetime import UTC, datetime
 
 import pytest
+import sqlalchemy as sa
+from uuid_utils.compat import uuid7
 
 from tests.integration.workflows.world import World, call
 from vyvo_dagster.domain.workflow.state import RunState, StepState
 from vyvo_dagster.errors import InvalidInput
+from vyvo_dagster.streams.client import connect
 
 
 async def test_a_chain_hands_outputs_on_and_ends_with_its_outputs(world: World) -> None:
@@ -126,3 +129,59 @@ async def test_two_engines_share_runs_and_step_on_nobodys_toes(world: World) -> 
     for each in ids:
         assert (await world.ended(each, 60)).state is RunState.SUCCEEDED
         assert await world.jobs(each) == 3
+
+
+async def test_runs_end_as_the_version_that_they_began_as(world: World) -> None:
+    steps = [
+        call("long", input={"sleep_seconds": 1.0}),
+        call("last", needs=["long"], input={"v": 1}),
+    ]
+    members = {"outputs": {"v": "${{ steps.last.output.v }}"}}
+    old = await world.push(steps, **members)
+    ids = [await world.start(old) for _ in range(10)]
+    for each in ids:
+        await world.until(each, "long", StepState.RUNNING)
+    newer = [steps[0], call("last", needs=["long"], input={"v": 2})]
+    new = await world.push(newer, name=old.name, **members)
+    assert (old.version, new.version) == (1, 2)
+    after = await world.start(new)
+    for each in ids:
+        run = await world.ended(each)
+        assert (run.state, run.version, run.outputs) == (RunState.SUCCEEDED, 1, {"v": 1})
+    assert (await world.ended(after)).outputs == {"v": 2}
+
+
+async def test_a_flush_of_redis_loses_no_run(world: World) -> None:
+    version = await world.push(
+        [call("long", input={"sleep_seconds": 1.0}), call("last", needs=["long"])]
+    )
+    ids = [await world.start(version) for _ in range(5)]
+    for each in ids:
+        await world.until(each, "long", StepState.RUNNING)
+    redis = connect(world.settings.redis_url)
+    await redis.flushall()
+    await redis.aclose()
+    for each in ids:
+        assert (await world.ended(each, 60)).state is RunState.SUCCEEDED
+        assert await world.jobs(each) == 2
+
+
+async def test_an_engine_past_its_lease_writes_nothing(world: World) -> None:
+    version = await world.push(
+        [call("long", input={"sleep_seconds": 2.0}), call("last", needs=["long"])]
+    )
+    run_id = await world.start(version)
+    await world.until(run_id, "long", StepState.RUNNING)
+    # As if another had taken it over while the first stood still.
+    async with world.database.transaction() as store:
+        await store.connection.execute(
+            sa.text("update workflow_runs set engine_id = :other, lease_expires_at = now() + "
+                    "interval '4 seconds' where id = :run"), {"other": uuid7(), "run": run_id},
+        )  # fmt: skip
+    await asyncio.sleep(3.0)
+    steps = await world.steps(run_id)
+    assert (steps["long"].state, steps["last"].state) == (StepState.RUNNING, StepState.PENDING)
+    # The other one's lease ends too, and the run goes on with what its job has done meanwhile.
+    run = await world.ended(run_id)
+    assert run.state is RunState.SUCCEEDED
+    assert await world.jobs(run_id) == 2

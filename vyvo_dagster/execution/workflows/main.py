@@ -80,7 +80,7 @@ class ReportLoop:
                 assert version is not None  # a run refers to it
                 self._versions[unknown] = version
         now = time.time()
-        oldest = min((run.completed_at or run.created_at for run in runs), default=None)
+        oldest = min((r.completed_at for r in runs if r.completed_at is not None), default=None)
         metrics.WORKFLOW_REPORT_LAG.set(0.0 if oldest is None else now - oldest.timestamp())
         if not runs:
             return 0

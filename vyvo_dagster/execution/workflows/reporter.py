@@ -125,6 +125,8 @@ class WorkflowReporter:
             self._written[run_id] |= {identity(entry) for entry in write.entries}
             self._runs[run_id] = write.run
             self._written.move_to_end(run_id)
+            if write.run.status in _ENDED:
+                del self._written[run_id], self._runs[run_id]
             count += len(write.entries)
         # The log knows what is forgotten here.
         while len(self._written) > _RUNS:

@@ -27,6 +27,7 @@ from vyvo_dagster.domain.host import (
     parse_request,
     place,
 )
+from vyvo_dagster.domain.node import parse_node_name
 from vyvo_dagster.errors import InvalidInput, Unavailable
 from vyvo_dagster.execution.routing.executor import routing_executor
 from vyvo_dagster.execution.routing.hosts import DockerHost, Occupancy, Placement, Unplaced
@@ -46,10 +47,11 @@ class NodeHosts:
 
     Args:
         store: the registry.
-        engines: node name → URL of its engine; that of `*` is for the others, with `{node}` in it.
+        engines: node name → URL of its engine; that of `*` is for the others, with `{node}` in it;
+            a node whose name cannot be a host's has none by that.
             Set by who runs the system, never by a node: who names an engine commands it.
         tls_dir: of the client's certificate, see HostsSettings.
-        weights_dir: the nodes' weights cache; None mounts none.
+        weights_dir: the nodes' weights cache, `{node}` in it is the name; None mounts none.
     """
 
     def __init__(
@@ -62,7 +64,7 @@ class NodeHosts:
         self._store = store
         self._engines = engines
         self._tls_dir = tls_dir
-        self._mounts = {} if weights_dir is None else {weights_dir: WEIGHTS}
+        self._weights_dir = weights_dir
 
     def routes(self, tags: Mapping[str, str]) -> bool:
         """Whether a tag chooses a host."""
@@ -109,9 +111,10 @@ class NodeHosts:
         assert isinstance(outcome, Placed)
         host = self._host(outcome.host)
         assert host is not None
-        return Placement(
-            host, outcome.devices, request.memory_bytes, request.cpus, dict(self._mounts)
-        )
+        mounts: dict[str, str] = {}
+        if self._weights_dir is not None:
+            mounts[self._weights_dir.replace("{node}", host.name)] = WEIGHTS
+        return Placement(host, outcome.devices, request.memory_bytes, request.cpus, mounts)
 
     def close(self) -> None:
         """Close the registry's connection."""
@@ -124,6 +127,12 @@ class NodeHosts:
     def _host(self, name: str) -> DockerHost | None:
         url = self._engines.get(name) or self._engines.get(_ANY)
         if url is None:
+            return None
+        try:
+            # A name is what a node calls itself: it may not end a host, begin a port, a user or a
+            # path, nor be an option of a program, whatever the registry let in.
+            parse_node_name(name)
+        except InvalidInput:
             return None
         tls = self._tls_dir
         if tls is not None and (tls / name / "cert.pem").is_file():

@@ -243,7 +243,7 @@ class HostsSettings(BaseSettings):
     )
     weights_dir: str | None = Field(
         default="/var/lib/vyvo-agent/weights",
-        description="The nodes' weights cache, seen read-only at /weights; unset mounts none.",
+        description="The nodes' weights cache, {node} is the name; read-only at /weights.",
     )
 
 

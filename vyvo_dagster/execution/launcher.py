@@ -6,11 +6,17 @@
 from typing import Any
 
 from dagster import DagsterInvariantViolationError
-from dagster._core.launcher import CheckRunHealthResult, LaunchRunContext, WorkerStatus
+from dagster._core.launcher import (
+    CheckRunHealthResult,
+    LaunchRunContext,
+    ResumeRunContext,
+    WorkerStatus,
+)
+from dagster._core.origin import JobPythonOrigin
 from dagster._core.storage.dagster_run import DagsterRun
-from dagster._grpc.types import ExecuteRunArgs
+from dagster._grpc.types import ExecuteRunArgs, ResumeRunArgs
 from dagster._serdes import pack_value
-from dagster_celery.config import TASK_EXECUTE_JOB_NAME
+from dagster_celery.config import TASK_EXECUTE_JOB_NAME, TASK_RESUME_JOB_NAME
 from dagster_celery.launcher import CeleryRunLauncher
 from dagster_celery.tags import DAGSTER_CELERY_TASK_ID_TAG
 from redis.exceptions import RedisError
@@ -46,25 +52,37 @@ class LeasedCeleryRunLauncher(CeleryRunLauncher):
         By the task's name: dagster-celery would register the task anew with every launch, of which
         Celery warns.
         """
-        run = context.dagster_run
-        origin = run.job_code_origin
-        if origin is None:
-            raise DagsterInvariantViolationError(f"run {run.run_id} does not say where its code is")
         arguments = ExecuteRunArgs(
-            job_origin=origin,
-            run_id=run.run_id,
+            job_origin=_origin(context.dagster_run),
+            run_id=context.dagster_run.run_id,
             instance_ref=self._instance.get_ref(),
             set_exit_code_on_failure=True,
         )
+        self._send(context.dagster_run, TASK_EXECUTE_JOB_NAME, "execute_job", arguments)
+
+    @override
+    def resume_run(self, context: ResumeRunContext) -> None:
+        """Send a run whose worker is gone to another, which looks after what it had started.
+
+        dagster-celery's own names its argument as none of its tasks does, so that every resumed
+        run fails.
+        """
+        arguments = ResumeRunArgs(
+            job_origin=_origin(context.dagster_run),
+            run_id=context.dagster_run.run_id,
+            instance_ref=self._instance.get_ref(),
+            set_exit_code_on_failure=True,
+        )
+        self._send(context.dagster_run, TASK_RESUME_JOB_NAME, "resume_job", arguments)
+
+    def _send(
+        self, run: DagsterRun, task: str, what: str, arguments: ExecuteRunArgs | ResumeRunArgs
+    ) -> None:
         note_queued(self._redis, run.run_id)
         signature: Any = self.celery.signature(
-            TASK_EXECUTE_JOB_NAME,
-            kwargs={"execute_job_args_packed": pack_value(arguments)},
-            immutable=True,
+            task, kwargs={f"{what}_args_packed": pack_value(arguments)}, immutable=True
         )
-        self._launch_celery_task_run(
-            run=run, task_signature=signature, routing_key=TASK_EXECUTE_JOB_NAME
-        )
+        self._launch_celery_task_run(run=run, task_signature=signature, routing_key=task)
 
     @override
     def terminate(self, run_id: str) -> bool:
@@ -95,3 +113,10 @@ class LeasedCeleryRunLauncher(CeleryRunLauncher):
         if not hasattr(self, "_connection"):
             self._connection = connect_sync(self.broker or "redis://127.0.0.1:6379/0")
         return self._connection
+
+
+def _origin(run: DagsterRun) -> JobPythonOrigin:
+    origin = run.job_code_origin
+    if origin is None:
+        raise DagsterInvariantViolationError(f"run {run.run_id} does not say where its code is")
+    return origin

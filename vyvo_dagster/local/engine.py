@@ -6,7 +6,7 @@ import httpx
 
 from vyvo_dagster.settings import EngineChoice
 
-__all__ = ["describe_engine"]
+__all__ = ["describe_engine", "found_engine"]
 
 _DEFAULT_HOST = "unix:///var/run/docker.sock"
 
@@ -16,12 +16,22 @@ async def describe_engine(choice: EngineChoice) -> str:
     without = "builds make environments, runners are processes"
     if choice == "process":
         return f"process: {without}"
-    host = os.environ.get("VYVO_DOCKER_HOST") or os.environ.get("DOCKER_HOST") or _DEFAULT_HOST
+    host = _url()
     if await _answers(host):
         return f"docker at {host}: builds make images, runners are containers"
     if choice == "docker":
         return f"docker is asked for, and {host} does not answer: builds and runners will fail"
     return f"process, as no Docker engine answers at {host}: {without}"
+
+
+async def found_engine(choice: EngineChoice) -> str | None:
+    """URL of the engine that runners are containers of; None where there is none."""
+    host = _url()
+    return host if choice != "process" and await _answers(host) else None
+
+
+def _url() -> str:
+    return os.environ.get("VYVO_DOCKER_HOST") or os.environ.get("DOCKER_HOST") or _DEFAULT_HOST
 
 
 async def _answers(host: str) -> bool:

@@ -1,5 +1,6 @@
 """The parts of `vyvo up` above the servers, and the environment that they share."""
 
+import json
 import os
 import shutil
 import sys
@@ -69,8 +70,15 @@ def environment(
     data_dir: Path,
     engine: EngineChoice,
     mark: str,
+    hosts_engine: str | None = None,
+    agents: int = 0,
 ) -> dict[str, str]:
-    """What every part gets: this process's environment with the stack's own settings over it."""
+    """What every part gets: this process's environment with the stack's own settings over it.
+
+    Args:
+        hosts_engine: URL of the engine that is that of all `agents`, for ops that are tagged for
+            them; what the environment says of engines goes before it.
+    """
     programs = str(Path(sys.executable).parent)
     env = {
         **os.environ,
@@ -107,6 +115,12 @@ def environment(
         }
     else:
         env.pop("VYVO_DAGSTER_URL", None)
+    if hosts_engine is not None and "VYVO_HOSTS_ENGINES" not in os.environ:
+        # By name and not for all: nodes that join from elsewhere have engines of their own.
+        engines = {_node(number): hosts_engine for number in range(1, agents + 1)}
+        env["VYVO_HOSTS_ENGINES"] = json.dumps(engines)
+        env.setdefault("VYVO_HOSTS_NETWORK", "host")
+        env.setdefault("VYVO_HOSTS_WEIGHTS_DIR", str(data_dir / "agents" / "{node}" / "weights"))
     return env
 
 
@@ -162,7 +176,7 @@ def agent(
     inherited: Mapping[str, str],
 ) -> Part:
     """The agent `local-<number>`; of the stack's settings it gets only what an agent may know."""
-    name = f"local-{number}"
+    name = _node(number)
     home = data_dir / "agents" / name
     withheld = {
         variable: None
@@ -317,6 +331,10 @@ def _dagster_yaml() -> Path:
         if (folder / "dagster.yaml").exists():
             return folder / "dagster.yaml"
     raise Unavailable(f"dagster.yaml is missing beside {package}; reinstall vyvo-dagster")
+
+
+def _node(number: int) -> str:
+    return f"local-{number}"
 
 
 def _vyvo(command: str) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from typing import IO
 
 from vyvo_dagster.errors import Conflict, InvalidInput, VyvoError
 from vyvo_dagster.local.credentials import Credentials, load_or_create
-from vyvo_dagster.local.engine import describe_engine
+from vyvo_dagster.local.engine import describe_engine, found_engine
 from vyvo_dagster.local.guardian import Guardian
 from vyvo_dagster.local.parts import Part
 from vyvo_dagster.local.ports import Ports
@@ -102,7 +102,10 @@ async def _run(options: UpOptions, data_dir: Path, report: Report) -> int:
     credentials = load_or_create(data_dir / "secrets.json")
     mark = f"{data_dir}#{secrets.token_hex(6)}"
     servers, addresses = _servers(options, data_dir, ports, credentials)
-    env = environment(addresses, credentials, data_dir=data_dir, engine=options.engine, mark=mark)
+    env = environment(
+        addresses, credentials, data_dir=data_dir, engine=options.engine, mark=mark,
+        hosts_engine=await found_engine(options.engine), agents=options.agents,
+    )  # fmt: skip
     parts = [*servers, *service_parts(addresses)]
     logs = data_dir / "logs"
     forkserver = dagster_forkserver(env=env, logs=logs)

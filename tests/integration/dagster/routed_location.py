@@ -76,6 +76,16 @@ def waiting() -> None:
     on_late()
 
 
+@op(tags={"vyvo/host": "lossy"}, out=DONE)
+def on_lossy(context: OpExecutionContext) -> None:
+    where(context)
+
+
+@job
+def lossy() -> None:
+    on_lossy()
+
+
 @op(tags={"vyvo/host": "host2"}, out=DONE)
 def long_on_host2(context: OpExecutionContext) -> None:
     where(context)
@@ -90,6 +100,31 @@ def deaf_on_host3(context: OpExecutionContext) -> None:
     deadline = time.monotonic() + LONG
     while time.monotonic() < deadline:
         time.sleep(0.1)
+
+
+@op(tags={"vyvo/host": "host2"}, out=DONE)
+def told_on_host2(context: OpExecutionContext) -> None:
+    """Ends when the node's weights cache has a file of the run's name."""
+    where(context)
+    deadline = time.monotonic() + LONG
+    while not Path("/weights", context.run_id).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@op(out=DONE)
+def long_here_unless_told(context: OpExecutionContext) -> None:
+    where(context)
+    deadline = time.monotonic() + LONG
+    while not Path(os.environ["VYVO_HOSTS_WEIGHTS_DIR"], context.run_id).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@job
+def resumable() -> None:
+    told_on_host2()
+    long_here_unless_told()
 
 
 @op(out=DONE)
@@ -239,8 +274,10 @@ defs = Definitions(
     jobs=[
         three_hosts,
         waiting,
+        lossy,
         long,
         long_with_one_here,
+        resumable,
         limits,
         attempts,
         gpu,

@@ -10,12 +10,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from dagster import (
     DagsterEventType,
     DagsterInstance,
@@ -130,10 +131,26 @@ class World:
         redis.delete(keys.run_lease(run_id))
         redis.close()
 
-    def monitor(self, run_id: str) -> None:
-        """What the daemon does for a run that is under way."""
+    def monitor(self, run_id: str, *, resumes: bool = False) -> None:
+        """What the daemon does for a run that is under way; with `resumes` of one that resumes."""
         (record,) = self.instance.get_run_records(RunsFilter(run_ids=[run_id]))
-        monitor_started_run(self.instance, self.context, record, logging.getLogger(__name__))
+        with self._resuming() if resumes else nullcontext(self.instance) as instance:
+            monitor_started_run(
+                instance,
+                self.context.create_request_context(),
+                record,
+                logging.getLogger(__name__),
+            )
+
+    @contextmanager
+    def _resuming(self) -> Iterator[DagsterInstance]:
+        config = yaml.safe_load((self.home / "dagster.yaml").read_text())
+        config["run_monitoring"]["max_resume_run_attempts"] = 1
+        folder = self.home / "resuming"
+        folder.mkdir(exist_ok=True)
+        (folder / "dagster.yaml").write_text(yaml.safe_dump(config))
+        with DagsterInstance.from_config(str(folder)) as instance:
+            yield instance
 
     def status(self, run_id: str) -> DagsterRunStatus:
         run = self.instance.get_run_by_id(run_id)
@@ -224,7 +241,12 @@ def opened(
         "VYVO_S3_SECRET_KEY": s3.secret_key.get_secret_value(),
         "VYVO_S3_BUCKET_PREFIX": s3.bucket_prefix,
         "VYVO_HOSTS_ENGINES": json.dumps(
-            {**urls, "late": urls["default"], "gpuhost": f"unix://{home}/gpu.sock"}
+            {
+                **urls,
+                "late": urls["default"],
+                "lossy": f"unix://{home}/lossy.sock",
+                "gpuhost": f"unix://{home}/gpu.sock",
+            }
         ),
         "VYVO_HOSTS_IMAGE": image,
         "VYVO_HOSTS_NETWORK": "host",

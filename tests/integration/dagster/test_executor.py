@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from dagster import DagsterRunStatus
 
+from tests.integration.dagster import lossy_engine
 from tests.integration.dagster.routed_world import World, until
 
 # One worker of xdist has the hosts, and one Celery worker.
@@ -49,6 +50,21 @@ def test_an_op_that_no_node_matches_waits_says_which_tag_and_is_placed_later(rou
     container, _ = routed.where(run_id, "on_late")
     assert container is not None
     assert len([m for m in routed.said(run_id, "on_late") if "no node matches" in m]) == 1
+
+
+@pytest.mark.parametrize("request_", [rb"POST \S*/containers/create", rb"POST \S*/start"])
+def test_an_engine_whose_answer_is_lost_runs_the_step_once(routed: World, request_: bytes) -> None:
+    with lossy_engine.started(routed.home / "lossy.sock", routed.urls["default"]) as engine:
+        routed.join("lossy")
+        engine.lose(request_)
+        run_id = routed.launch("lossy")
+        assert routed.ended(run_id) is DagsterRunStatus.SUCCESS, routed.said(run_id)
+        assert engine.lost == 1
+    assert len([m for m in routed.said(run_id, "on_lossy") if "container=" in m]) == 1
+    container, _ = routed.where(run_id, "on_lossy")
+    assert container is not None
+    assert routed.started_on(container) == ["default"]
+    assert routed.containers(run_id) == {}
 
 
 def test_a_terminated_run_leaves_no_container_and_no_process(routed: World) -> None:
@@ -128,6 +144,31 @@ def test_what_a_killed_worker_left_is_swept(routed: World) -> None:
         until(lambda: not Path(f"/proc/{beside}").exists(), 10)
     finally:
         routed.start_worker()
+
+
+def test_a_run_that_is_resumed_finds_its_container_and_runs_its_own_op_again(
+    routed: World,
+) -> None:
+    run_id = routed.launch("resumable")
+    container, _ = routed.where(run_id, "told_on_host2")
+    routed.where(run_id, "long_here_unless_told")
+    assert container is not None
+    routed.kill_worker()
+    try:
+        routed.forget_lease(run_id)
+        routed.monitor(run_id, resumes=True)
+    finally:
+        routed.start_worker()
+    until(
+        lambda: len({m for m in routed.said(run_id, "long_here_unless_told") if "pid=" in m}) == 2,
+        what="the op in the process of the new worker",
+    )
+    assert routed.containers(run_id) == {"host2": [container]}
+    (routed.home / "weights" / run_id).touch()
+    assert routed.ended(run_id) is DagsterRunStatus.SUCCESS, routed.said(run_id)
+    assert len([m for m in routed.said(run_id, "told_on_host2") if "container=" in m]) == 1
+    assert routed.started_on(container) == ["host2"]
+    assert routed.containers(run_id) == {}
 
 
 def test_the_pools_of_gpus_have_as_many_slots_as_there_are_gpus(routed: World) -> None:

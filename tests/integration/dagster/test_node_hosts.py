@@ -4,6 +4,7 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
+import sqlalchemy as sa
 from uuid_utils.compat import uuid7
 
 from resources import StoreResource
@@ -72,6 +73,21 @@ def test_a_step_gets_limits_the_weights_and_gpus_that_work(world: World) -> None
         f"no node is free for vyvo/pool={pool}, vyvo/gpu=1: {a} has no GPU free"
     )
     assert isinstance(hosts.place({"vyvo/host": b}, {}), Unplaced)
+
+
+def test_a_name_that_is_none_gets_no_engine(world: World) -> None:
+    _, _, pool = names()
+    for name in ("-oProxyCommand=id", "a@evil.example", "a:22", "..", "a/../../b"):
+        join(world, f"{name}", pool)
+    engines = {"*": "ssh://vyvo@{node}:22"}
+    try:
+        assert NodeHosts(world.store, engines).hosts({"vyvo/pool": pool}) == []
+    finally:
+        world.store.call(
+            lambda db: db.connection.execute(
+                sa.text("delete from nodes where labels->>'pool' = :pool"), {"pool": pool}
+            )
+        )
 
 
 def test_a_cordoned_node_gets_nothing(world: World) -> None:

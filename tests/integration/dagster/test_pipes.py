@@ -8,7 +8,7 @@ import pytest
 from dagster import DagsterRunStatus
 from uuid_utils.compat import uuid7
 
-from tests.integration.dagster import engines
+from tests.integration.dagster import engines, lossy_engine
 from tests.integration.dagster.routed_world import World, until
 from vyvo_dagster.domain.model import Modality
 from vyvo_dagster.store.database import Store
@@ -65,6 +65,20 @@ def test_a_command_runs_on_its_host_and_reports_by_pipes(routed: World, model_id
     assert f"a word by pipes, run {run_id}" in "\n".join(said)
     assert "a line of its own" in said
     assert "x" * 70000 in said
+    assert routed.containers(run_id) == {}
+
+
+@pytest.mark.parametrize("request_", [rb"POST \S*/containers/create", rb"POST \S*/start"])
+def test_an_engine_whose_answer_is_lost_runs_the_command_once(
+    routed: World, model_id: str, request_: bytes
+) -> None:
+    with lossy_engine.started(routed.home / "lossy.sock", routed.urls["default"]) as engine:
+        routed.join("lossy")
+        engine.lose(request_)
+        run_id = launch(routed, model_id, "print('once')", host="lossy")
+        assert routed.ended(run_id) is DagsterRunStatus.SUCCESS, routed.said(run_id)
+        assert engine.lost == 1
+    assert routed.said(run_id, "runner_command").count("once") == 1
     assert routed.containers(run_id) == {}
 
 

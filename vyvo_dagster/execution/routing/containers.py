@@ -5,6 +5,7 @@ finds what was launched before. Its labels say whose it is, so that a sweep find
 """
 
 import contextlib
+import http
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,16 +25,17 @@ from typing_extensions import override
 from vyvo_dagster.execution.routing.engines import ENGINE_ERRORS, HOLDING, Engines, Labels
 from vyvo_dagster.execution.routing.hosts import DockerHost, HostResolver, Placement, Unplaced
 from vyvo_dagster.execution.routing.local import step_key
+from vyvo_dagster.execution.routing.pulls import Pulls
 from vyvo_dagster.execution.routing.sweep import remove_containers, sweep_finished
+from vyvo_dagster.execution.routing.waits import Waits
 
-__all__ = ["HostStepHandler", "contended", "limits", "pull"]
+__all__ = ["HostStepHandler", "contended", "limits"]
 
 _log = logging.getLogger(__name__)
 
 _UNREACHABLE_SECONDS: Final = 120.0
 _SILENT_SECONDS: Final = 60.0
 _TAIL_LINES: Final = 20
-_PULL_SECONDS: Final = 600
 
 
 def limits(placement: Placement) -> dict[str, Any]:
@@ -54,18 +56,6 @@ def limits(placement: Placement) -> dict[str, Any]:
             for source, target in placement.read_only_mounts.items()
         }
     return options
-
-
-def pull(client: Any, image: str, registry: Mapping[str, str] | None) -> None:
-    """Pull an image; `registry` has a username and a password, where one wants a login."""
-    login = None
-    if registry:
-        login = {"username": registry["username"], "password": registry["password"]}
-    before, client.api.timeout = client.api.timeout, _PULL_SECONDS
-    try:
-        client.images.pull(image, auth_config=login)
-    finally:
-        client.api.timeout = before
 
 
 def contended(engines: Engines, host: DockerHost, name: str, devices: tuple[str, ...]) -> bool:
@@ -110,7 +100,10 @@ class HostStepHandler(DockerStepHandler):
         self._engines = engines
         self._entry_point = list(entry_point)
         self._placements: dict[str, Placement | DockerHost] = {}
-        self._waiting: dict[str, str] = {}
+        self._asked: dict[str, Placement] = {}
+        self._pulls = Pulls(engines)
+        self._pulling: dict[str, Placement] = {}
+        self._waits = Waits()
         self._failed: dict[str, str] = {}
         self._since: dict[str, float] = {}
 
@@ -122,45 +115,30 @@ class HostStepHandler(DockerStepHandler):
     @override
     def launch_step(self, step_handler_context: StepHandlerContext) -> Iterator[DagsterEvent]:
         name, key = self._get_container_name(step_handler_context), step_key(step_handler_context)
-        tags = step_handler_context.step_tags[key]
         try:
-            outcome = self._resolver.place(
-                tags, self._engines.occupancy(self._resolver.hosts(tags))
-            )
+            outcome = self._launched(step_handler_context, name)
         except ValueError as error:
             self._failed[name] = str(error)
             return
         if isinstance(outcome, Placement):
-            try:
-                outcome = self._start(step_handler_context, name, outcome)
-            except (ImageNotFound, NotFound, APIError) as error:
-                self._failed[name] = f"the engine refuses its container: {_said(error)}"
-                self._remove(outcome.host, name)
-                return
-            except ENGINE_ERRORS as error:
-                self._engines.forget(outcome.host)
-                outcome = Unplaced(f"engine of {outcome.host.name}: {error}")
-        if isinstance(outcome, Unplaced):
-            if self._waiting.get(name) != outcome.reason:
-                yield DagsterEvent.engine_event(
-                    step_handler_context.get_step_context(key),
-                    f'Step "{key}" waits for a host: {outcome.reason}.',
-                    EngineEventData(),
-                )
-            self._waiting[name] = outcome.reason
-        else:
-            self._waiting.pop(name, None)
+            self._waits.end(name)
+        elif self._waits.note(name, outcome.reason):
+            yield DagsterEvent.engine_event(
+                step_handler_context.get_step_context(key),
+                f'Step "{key}" waits for a host: {outcome.reason}.',
+                EngineEventData(),
+            )
 
     @override
     def check_step_health(self, step_handler_context: StepHandlerContext) -> CheckStepHealthResult:
         name = self._get_container_name(step_handler_context)
-        if name in self._waiting:
+        if name in self._waits:
             for _ in self.launch_step(step_handler_context):
                 pass
         if (reason := self._failed.pop(name, None)) is not None:
-            self._waiting.pop(name, None)
+            self._waits.end(name)
             return CheckStepHealthResult.unhealthy(reason)
-        if name in self._waiting:
+        if name in self._waits:
             return CheckStepHealthResult.healthy()
         host = self._host(name)
         if host is None:
@@ -180,7 +158,7 @@ class HostStepHandler(DockerStepHandler):
     @override
     def terminate_step(self, step_handler_context: StepHandlerContext) -> Iterator[DagsterEvent]:
         name, key = self._get_container_name(step_handler_context), step_key(step_handler_context)
-        self._waiting.pop(name, None)
+        self._waits.end(name)
         host = self._host(name)
         if host is None:
             return
@@ -201,16 +179,90 @@ class HostStepHandler(DockerStepHandler):
         Raises nothing: what an engine that is away keeps is for the sweep of all hosts.
         """
         hosts = {p.host if isinstance(p, Placement) else p for p in self._placements.values()}
+        hosts |= {placement.host for placement in self._asked.values()}
         label = f"{Labels.RUN}={run_id}"
         for line in remove_containers(self._engines, hosts, label, grace_seconds, stop=stop):
             _log.warning("containers of run %s may be left, for a sweep: %s", run_id, line)
         self._engines.close()
+
+    def _launched(self, context: StepHandlerContext, name: str) -> Placement | Unplaced:
+        """The container started, or why that has to wait.
+
+        Raises:
+            ValueError: it will never be started; the message is for a person.
+        """
+        if (asked := self._asked.get(name)) is not None:
+            found = self._found(name, asked)
+            if found is not None:
+                return found
+        outcome = self._pulling.get(name)
+        if outcome is None:
+            tags = context.step_tags[step_key(context)]
+            hosts = self._resolver.hosts(tags)
+            outcome = self._resolver.place(tags, self._engines.occupancy(hosts))
+        if isinstance(outcome, Unplaced):
+            return outcome
+        try:
+            return self._start(context, name, outcome)
+        except APIError as error:
+            if error.status_code == http.HTTPStatus.CONFLICT:
+                # One of its name is being made, for a request of before, or removed.
+                return Unplaced(f"engine of {outcome.host.name}: {_said(error)}")
+            self._pulling.pop(name, None)
+            self._asked.pop(name, None)
+            self._remove(outcome.host, name)
+            raise ValueError(f"the engine refuses its container: {_said(error)}") from error
+        except ENGINE_ERRORS as error:
+            self._pulling.pop(name, None)
+            self._engines.forget(outcome.host)
+            return Unplaced(f"engine of {outcome.host.name}: {error}")
+
+    def _found(self, name: str, asked: Placement) -> Placement | Unplaced | None:
+        """What has become of a container whose engine did not answer when it was asked for it.
+
+        The engine may have made and started it all the same. None: it did not, or it made it only,
+        and it is gone; the step may be placed anew.
+
+        Raises:
+            ValueError: the engine has been away for long, and may have it.
+        """
+        host, away = asked.host, f"asked {name}"
+        try:
+            container = self._engines.client(host).containers.get(name)
+            if container.status == "created":
+                container.remove(force=True)
+                container = None
+        except NotFound:
+            container = None
+        except ENGINE_ERRORS as error:
+            self._engines.forget(host)
+            said = f"engine of {host.name}, which may have its container: {error}"
+            if self._for_long(away, _UNREACHABLE_SECONDS):
+                self._asked.pop(name, None)
+                self._since.pop(away, None)
+                # Where the run ends, and the sweep of all hosts, look there again.
+                self._placements[name] = asked
+                raise ValueError(said) from error
+            return Unplaced(said)
+        self._asked.pop(name, None)
+        self._since.pop(away, None)
+        if container is None:
+            return None
+        self._placements[name] = asked
+        return asked
 
     def _start(
         self, context: StepHandlerContext, name: str, placement: Placement
     ) -> Placement | Unplaced:
         key, host = step_key(context), placement.host
         client = self._engines.client(host)
+        image = self._get_image(context)
+        validate_docker_image(image)
+        settings = self._get_docker_container_context(context)
+        if name in self._pulling:
+            if not self._pulls.ready(host, image, settings.registry):
+                return _pulls(image, host)
+            del self._pulling[name]
         sweep_finished(self._engines, host, context.instance)
         with contextlib.suppress(NotFound):
             left = client.containers.get(name)
@@ -218,20 +270,20 @@ class HostStepHandler(DockerStepHandler):
                 self._placements[name] = placement
                 return placement
             left.remove(force=True)
-        image = self._get_image(context)
-        validate_docker_image(image)
-        settings = self._get_docker_container_context(context)
+        self._asked[name] = placement
         try:
             container = self._create(client, settings, image, context, name, placement)
         except ImageNotFound:
-            pull(client, image, settings.registry)
-            container = self._create(client, settings, image, context, name, placement)
+            del self._asked[name]
+            self._pulling[name] = placement
+            self._pulls.ready(host, image, settings.registry)
+            return _pulls(image, host)
         if contended(self._engines, host, name, placement.devices):
             container.remove(force=True)
+            del self._asked[name]
             return Unplaced(f"{host.name} has no GPU free")
         for network in settings.networks[1:]:
             client.networks.get(network).connect(container)
-        self._placements[name] = placement
         DagsterEvent.step_worker_starting(
             context.get_step_context(key),
             message=f'Launching step "{key}" in a container on {host.name}.',
@@ -243,6 +295,8 @@ class HostStepHandler(DockerStepHandler):
             },
         )
         container.start()
+        self._placements[name] = placement
+        del self._asked[name]
         return placement
 
     def _create(
@@ -322,6 +376,10 @@ class HostStepHandler(DockerStepHandler):
     def _remove(self, host: DockerHost, name: str) -> None:
         with contextlib.suppress(*ENGINE_ERRORS):
             self._engines.client(host).containers.get(name).remove(force=True)
+
+
+def _pulls(image: str, host: DockerHost) -> Unplaced:
+    return Unplaced(f"{host.name} pulls {image}")
 
 
 def _said(error: DockerException) -> str:

@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
@@ -64,6 +64,18 @@ class Engines:
                 found = self._clients.setdefault(host, found)
         return found
 
+    @contextlib.contextmanager
+    def opened(self, host: DockerHost, timeout: int) -> Generator[Any]:
+        """A client of its own for a call that takes long, up to `timeout` seconds without a word.
+
+        Raises as `client`.
+        """
+        client = self._open(host, timeout)
+        try:
+            yield client
+        finally:
+            client.close()
+
     def forget(self, host: DockerHost) -> None:
         """Drop the client: one whose ssh connection broke stays broken."""
         with self._lock:
@@ -117,7 +129,7 @@ class Engines:
         for client in clients:
             client.close()
 
-    def _open(self, host: DockerHost) -> Any:
+    def _open(self, host: DockerHost, timeout: int | None = None) -> Any:
         parts, tls = urlsplit(host.url), None
         if parts.scheme not in {"unix", "tcp", "ssh"}:
             raise DagsterInvariantViolationError(
@@ -139,7 +151,10 @@ class Engines:
         try:
             version = self._version(host.url, tls) if parts.scheme == "tcp" else "auto"
             client = docker.DockerClient(
-                base_url=host.url, tls=tls or False, timeout=self._timeout, version=version
+                base_url=host.url,
+                tls=tls or False,
+                timeout=timeout or self._timeout,
+                version=version,
             )
         except ENGINE_ERRORS:
             raise

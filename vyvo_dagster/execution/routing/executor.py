@@ -53,7 +53,9 @@ class RoutingExecutor(Executor):
         self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan
     ) -> Iterator[DagsterEvent]:
         steps = (execution_plan.get_step_by_key(k) for k in execution_plan.step_keys_to_execute)
-        if all(self._route(step.tags or {}) == "process" for step in steps):
+        alone = all(self._route(step.tags or {}) == "process" for step in steps)
+        # A run that is resumed has steps that were done; only the other executor reads of them.
+        if alone and not plan_context.resume_from_failure:
             return InProcessExecutor(self._retries).execute(plan_context, execution_plan)
         return self._delegated(plan_context, execution_plan)
 
@@ -113,7 +115,7 @@ class RoutingExecutor(Executor):
         finally:
             # However the run ends here: by itself, by an interrupt in a step of this process, which
             # the loop above does not see, or by an error. Then no container and no process is left.
-            beside.close()
+            beside.close(_GRACE_SECONDS, stop=not finished)
             resumes = not finished and plan_context.instance.run_will_resume(plan_context.run_id)
             if not resumes:
                 hosts.close(plan_context.run_id, _GRACE_SECONDS, stop=not finished)

@@ -1,6 +1,8 @@
 """Steps of the machine that the run is on: in the run's process, or in one of their own."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -22,7 +24,7 @@ from vyvo_dagster.agent.runners import die_with_parent
 
 __all__ = ["InProcessStepHandler", "ProcessStepHandler", "step_key"]
 
-_GRACE_SECONDS: Final = 10.0
+_LOOK_SECONDS: Final = 0.05
 
 
 def step_key(context: StepHandlerContext) -> str:
@@ -41,6 +43,7 @@ class InProcessStepHandler(StepHandler):
 
     def __init__(self) -> None:
         self._waiting: dict[str, StepHandlerContext] = {}
+        self._ran: set[str] = set()
 
     @property
     @override
@@ -58,6 +61,7 @@ class InProcessStepHandler(StepHandler):
             return
         key = next(iter(self._waiting))
         context = self._waiting.pop(key)
+        self._ran.add(key)
         run, args = context.dagster_run, context.execute_step_args
         DagsterEvent.step_worker_starting(
             context.get_step_context(key),
@@ -89,7 +93,10 @@ class InProcessStepHandler(StepHandler):
     @override
     def check_step_health(self, step_handler_context: StepHandlerContext) -> CheckStepHealthResult:
         # A step runs between two checks, or waits; its end is in the event log before this returns.
-        return CheckStepHealthResult.healthy()
+        key = step_key(step_handler_context)
+        if key in self._waiting or key in self._ran:
+            return CheckStepHealthResult.healthy()
+        return CheckStepHealthResult.unhealthy("it was in the process of the worker that is gone")
 
     @override
     def terminate_step(self, step_handler_context: StepHandlerContext) -> Iterator[DagsterEvent]:
@@ -129,9 +136,9 @@ class ProcessStepHandler(StepHandler):
         process = self._running.get(step_key(step_handler_context))
         if process is None:
             return CheckStepHealthResult.unhealthy("its process is not a child of this run's")
-        if process.poll() in {None, 0}:
+        if (status := _status(process)) in {None, 0}:
             return CheckStepHealthResult.healthy()
-        return CheckStepHealthResult.unhealthy(f"its process ended with {process.returncode}")
+        return CheckStepHealthResult.unhealthy(f"its process ended with {status}")
 
     @override
     def terminate_step(self, step_handler_context: StepHandlerContext) -> Iterator[DagsterEvent]:
@@ -143,15 +150,32 @@ class ProcessStepHandler(StepHandler):
             f"Stopping process {process.pid} of the step.",
             EngineEventData(),
         )
-        process.terminate()
+        if _status(process) is None:
+            process.terminate()
 
-    def close(self) -> None:
-        """Leave no process behind: SIGTERM, and SIGKILL to what is left after ten seconds."""
-        deadline = time.monotonic() + _GRACE_SECONDS
+    def close(self, grace_seconds: float, *, stop: bool) -> None:
+        """Leave no process behind, nor what the steps started in their process groups.
+
+        One that still runs may end by itself within the grace; with `stop` it is told to. What is
+        left then is killed.
+        """
+        deadline = time.monotonic() + grace_seconds
         processes, self._running = list(self._running.values()), {}
+        for process in processes if stop else ():
+            if _status(process) is None:
+                process.terminate()
         for process in processes:
-            try:
-                process.wait(max(deadline - time.monotonic(), 0.01))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            while _status(process) is None and time.monotonic() < deadline:
+                time.sleep(_LOOK_SECONDS)
+            # Not reaped until then, so that the group's number is nobody else's.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _status(process: "subprocess.Popen[bytes]") -> int | None:
+    """How a process ended, None where it has not; leaves it to be reaped."""
+    ended = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    if ended is None:
+        return None
+    return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status

@@ -27,10 +27,12 @@ from dagster_pipes import (
 from dagster_shared.serdes.utils import hash_str
 from docker.errors import APIError, ImageNotFound, NotFound
 
-from vyvo_dagster.execution.routing.containers import contended, limits, pull
+from vyvo_dagster.execution.routing.containers import contended, limits
 from vyvo_dagster.execution.routing.engines import ENGINE_ERRORS, HOLDING, Engines, Labels
 from vyvo_dagster.execution.routing.hosts import DockerHost, HostResolver, Placement, Unplaced
+from vyvo_dagster.execution.routing.pulls import pull
 from vyvo_dagster.execution.routing.sweep import sweep_finished
+from vyvo_dagster.execution.routing.waits import Waits
 
 __all__ = ["HostPipesClient"]
 
@@ -136,19 +138,18 @@ class HostPipesClient:
     ) -> Generator[tuple[Placement, Any]]:
         """A container that was started, for as long as the block runs."""
         tried: set[DockerHost] = set()
+        waits, name = Waits(), str(options["name"])
         try:
-            told = ""
             while isinstance(found := self._try(context, image, tags, options, tried), str):
-                if found != told:
+                if waits.note(name, found):
                     context.log.info("waiting for a host: %s", found)
-                    told = found
                 time.sleep(_RETRY_SECONDS)
             yield found
         finally:
             # By its name on every host that was asked: an interrupt may come at any moment.
             for host in tried:
                 with contextlib.suppress(*ENGINE_ERRORS):
-                    left = self._engines.client(host).containers.get(options["name"])
+                    left = self._engines.client(host).containers.get(name)
                     if left.status in HOLDING:
                         left.stop(timeout=_STOP_SECONDS)
                     left.remove(force=True, v=True)
@@ -161,23 +162,60 @@ class HostPipesClient:
         options: dict[str, Any],
         tried: set[DockerHost],
     ) -> tuple[Placement, Any] | str:
-        """Start the container; or why that has to wait."""
-        hosts = self._resolver.hosts(tags)
-        outcome = self._resolver.place(tags, self._engines.occupancy(hosts))
+        """Start the container; or why that has to wait.
+
+        Raises:
+            DagsterPipesError: its engine went away when it was asked for it, and may run it.
+        """
+        outcome = self._resolver.place(tags, self._engines.occupancy(self._resolver.hosts(tags)))
         if isinstance(outcome, Unplaced):
             return outcome.reason
         host = outcome.host
         tried.add(host)
         try:
             container = self._create(context, image, outcome, options)
-            if container is not None:
-                container.start()
         except APIError:
             raise  # The engine answers, and refuses.
         except ENGINE_ERRORS as error:
+            # At most made, never started: it is removed by its name.
             self._engines.forget(host)
             return f"engine of {host.name}: {error}"
-        return f"{host.name} has no GPU free" if container is None else (outcome, container)
+        if container is None:
+            return f"{host.name} has no GPU free"
+        try:
+            container.start()
+        except APIError:
+            raise
+        except ENGINE_ERRORS as error:
+            self._engines.forget(host)
+            container = self._begun(host, str(options["name"]), error)
+        return outcome, container
+
+    def _begun(self, host: DockerHost, name: str, why: Exception) -> Any:
+        """A container whose engine did not answer when it was told to start it.
+
+        It may run; so it is looked for and never started elsewhere.
+
+        Raises:
+            DagsterPipesError: the engine stays away.
+        """
+        deadline = time.monotonic() + _UNREACHABLE_SECONDS
+        while True:
+            try:
+                container = self._engines.client(host).containers.get(name)
+                if container.status == "created":
+                    container.start()
+                    container.reload()
+            except NotFound as error:
+                raise DagsterPipesError(f"container {name} was removed") from error
+            except ENGINE_ERRORS as error:
+                self._engines.forget(host)
+                why = error
+            else:
+                return container
+            if time.monotonic() > deadline:
+                raise DagsterPipesError(f"engine of {host.name}: {why}") from why
+            time.sleep(_RETRY_SECONDS)
 
     def _create(
         self, context: Context, image: str, placement: Placement, options: dict[str, Any]
@@ -193,7 +231,7 @@ class HostPipesClient:
         try:
             container = client.containers.create(image, **wanted)
         except ImageNotFound:
-            pull(client, image, None)
+            pull(self._engines, host, image, None)
             container = client.containers.create(image, **wanted)
         if contended(self._engines, host, options["name"], placement.devices):
             container.remove(force=True)

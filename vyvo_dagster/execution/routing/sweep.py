@@ -1,12 +1,13 @@
 """Removing containers that no run needs any more."""
 
 import contextlib
+import http
 import logging
 from collections.abc import Iterable
 from typing import Any
 
 from dagster import DagsterInstance
-from docker.errors import NotFound
+from docker.errors import APIError, NotFound
 
 from vyvo_dagster.execution.routing.engines import ENGINE_ERRORS, HOLDING, Engines, Labels
 from vyvo_dagster.execution.routing.hosts import DockerHost
@@ -67,8 +68,14 @@ def sweep_finished(engines: Engines, host: DockerHost, instance: DagsterInstance
 
 
 def _remove(container: Any) -> None:
-    with contextlib.suppress(NotFound):
+    try:
         container.remove(force=True, v=True)
+    except NotFound:
+        pass
+    except APIError as error:
+        # Another sweep is removing it at this moment.
+        if error.status_code != http.HTTPStatus.CONFLICT:
+            raise
 
 
 def _shares(grace_seconds: float, count: int) -> list[float]:

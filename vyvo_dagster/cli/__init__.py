@@ -15,6 +15,7 @@ _COMMANDS: Mapping[str, tuple[str, str, str]] = {
     "job": ("jobs", "job", "Show or follow one job."),
     "cancel": ("jobs", "cancel", "Cancel jobs."),
     "queue": ("queue", "queue", "Show what waits; --watch refreshes; set weights."),
+    "pools": ("pools", "pools", "List, scale and set the policies of node pools."),
     "requeue": ("jobs", "requeue", "Queue jobs again that have ended badly."),
     "dead-letters": ("jobs", "dead_letters", "List what failed through no fault of its own."),
     "templates": ("templates", "templates", "List, check and start runner templates."),

@@ -27,6 +27,8 @@ from vyvo_dagster.client.models import (
     Node,
     NodeEvent,
     Page,
+    Pool,
+    PoolOperation,
     Queues,
     Version,
     WebhookDelivery,
@@ -335,6 +337,37 @@ class AsyncClient:
     ) -> Assignment:
         """Load a version, by its id or name, on a node."""
         return await self.send(calls.assign(node_id, model_id, version_id, idempotency_key))
+
+    async def pools(self, *, cursor: str | None = None, limit: int = 50) -> Page[Pool]:
+        """One page of node pools."""
+        return await self.send(calls.pools(cursor, limit))
+
+    async def pool(self, name: str) -> Pool:
+        """A node pool with its nodes, and what its policy would do now."""
+        return await self.send(calls.pool(name))
+
+    async def put_pool(self, name: str, body: Json) -> Pool:
+        """Make a node pool, or replace all of one but its nodes."""
+        return await self.send(calls.put_pool(name, body))
+
+    async def scale_pool(
+        self, name: str, *, size: int | None = None, delta: int | None = None,
+        dry_run: bool = False, idempotency_key: str | None = None,
+    ) -> PoolOperation:  # fmt: skip
+        """Ask for a size, or for so many nodes more or fewer; follow it by `pool_operation`."""
+        return await self.send(calls.scale_pool(name, size, delta, dry_run, idempotency_key))
+
+    async def pool_operations(
+        self, name: str, *, cursor: str | None = None, limit: int = 50
+    ) -> Page[PoolOperation]:
+        """One page of a node pool's changes, without their logs."""
+        return await self.send(calls.pool_operations(name, cursor, limit))
+
+    async def pool_operation(
+        self, name: str, operation_id: Id, *, log_offset: int = 0
+    ) -> PoolOperation:
+        """One change of a node pool, with its log from an offset in characters on."""
+        return await self.send(calls.pool_operation(name, operation_id, log_offset))
 
     async def _polled(self, look: Callable[[], Awaitable[E]], timeout: float, what: str) -> E:
         deadline, pause = time.monotonic() + timeout, 0.05

@@ -23,6 +23,8 @@ from vyvo_dagster.client.models import (
     Node,
     NodeEvent,
     Page,
+    Pool,
+    PoolOperation,
     Queues,
     Version,
     WebhookDelivery,
@@ -278,6 +280,37 @@ def unassign(node_id: Id, assignment_id: Id) -> Call[Assignment]:
 def assign(node_id: Id, model_id: str, version_id: Id, key: str | None) -> Call[Assignment]:
     body = {"model_id": model_id, "version_id": str(version_id)}
     return Call("POST", f"/api/nodes/{_id(node_id)}/assign", _read(Assignment), body, key=_key(key))
+
+
+def pools(cursor: str | None, limit: int) -> Call[Page[Pool]]:
+    params = _given(cursor=cursor, limit=limit)
+    return Call("GET", "/api/node-pools", _read(Page[Pool]), params=params)
+
+
+def pool(name: str) -> Call[Pool]:
+    return Call("GET", f"/api/node-pools/{_id(name)}", _read(Pool))
+
+
+def put_pool(name: str, body: Json) -> Call[Pool]:
+    return Call("PUT", f"/api/node-pools/{_id(name)}", _read(Pool), dict(body))
+
+
+def scale_pool(
+    name: str, size: int | None, delta: int | None, dry_run: bool, key: str | None
+) -> Call[PoolOperation]:
+    body = {"pool": name, "dry_run": dry_run, **_given(size=size, delta=delta)}
+    return Call("POST", "/api/node-pools/scale", _read(PoolOperation), body, key=_key(key))
+
+
+def pool_operations(name: str, cursor: str | None, limit: int) -> Call[Page[PoolOperation]]:
+    params = _given(cursor=cursor, limit=limit)
+    path = f"/api/node-pools/{_id(name)}/operations"
+    return Call("GET", path, _read(Page[PoolOperation]), params=params)
+
+
+def pool_operation(name: str, operation_id: Id, log_offset: int) -> Call[PoolOperation]:
+    path = f"/api/node-pools/{_id(name)}/operations/{_id(operation_id)}"
+    return Call("GET", path, _read(PoolOperation), params={"log_offset": log_offset})
 
 
 def anything(method: str, path: str, body: Json | None, params: Mapping[str, str | int] | None,

@@ -26,6 +26,8 @@ from vyvo_dagster.client.models import (
     Node,
     NodeEvent,
     Page,
+    Pool,
+    PoolOperation,
     Queues,
     Version,
     WebhookDelivery,
@@ -331,6 +333,35 @@ class Client:
     ) -> Assignment:
         """Load a version, by its id or name, on a node."""
         return self.send(calls.assign(node_id, model_id, version_id, idempotency_key))
+
+    def pools(self, *, cursor: str | None = None, limit: int = 50) -> Page[Pool]:
+        """One page of node pools."""
+        return self.send(calls.pools(cursor, limit))
+
+    def pool(self, name: str) -> Pool:
+        """A node pool with its nodes, and what its policy would do now."""
+        return self.send(calls.pool(name))
+
+    def put_pool(self, name: str, body: Json) -> Pool:
+        """Make a node pool, or replace all of one but its nodes."""
+        return self.send(calls.put_pool(name, body))
+
+    def scale_pool(
+        self, name: str, *, size: int | None = None, delta: int | None = None,
+        dry_run: bool = False, idempotency_key: str | None = None,
+    ) -> PoolOperation:  # fmt: skip
+        """Ask for a size, or for so many nodes more or fewer; follow it by `pool_operation`."""
+        return self.send(calls.scale_pool(name, size, delta, dry_run, idempotency_key))
+
+    def pool_operations(
+        self, name: str, *, cursor: str | None = None, limit: int = 50
+    ) -> Page[PoolOperation]:
+        """One page of a node pool's changes, without their logs."""
+        return self.send(calls.pool_operations(name, cursor, limit))
+
+    def pool_operation(self, name: str, operation_id: Id, *, log_offset: int = 0) -> PoolOperation:
+        """One change of a node pool, with its log from an offset in characters on."""
+        return self.send(calls.pool_operation(name, operation_id, log_offset))
 
     def _polled(self, look: Callable[[], E], timeout: float, what: str) -> E:
         deadline, pause = time.monotonic() + timeout, 0.05

@@ -12,6 +12,7 @@ from vyvo_dagster.domain.build import BUILD, BuildState
 from vyvo_dagster.domain.job import JOB, JobState, Priority
 from vyvo_dagster.domain.model import VersionState
 from vyvo_dagster.domain.node import AssignmentState, NodeState
+from vyvo_dagster.domain.pool import OPERATION, OperationState
 from vyvo_dagster.domain.webhook import DeliveryState
 from vyvo_dagster.protocol.job import JobError
 
@@ -29,6 +30,10 @@ __all__ = [
     "Model",
     "Node",
     "Page",
+    "Pool",
+    "PoolMember",
+    "PoolOperation",
+    "PoolPolicy",
     "Queue",
     "Queues",
     "Version",
@@ -260,6 +265,70 @@ class NodeEvent(_Answer):
     kind: str
     detail: dict[str, Any]
     created_at: datetime
+
+
+class PoolMember(_Answer):
+    """A node of a pool; not `ready` until it has joined. `running` counts its jobs."""
+
+    name: str
+    ready: bool
+    cordoned: bool
+    running: int
+
+
+class PoolPolicy(_Answer):
+    """The size that a pool's policy would ask for now, and why; `waiting` counts jobs."""
+
+    size: int
+    reason: str
+    waiting: int
+
+
+class Pool(_Answer):
+    """A node pool. `scaler` has its `kind` and what that one is told; times in seconds."""
+
+    id: UUID
+    name: str
+    scaler: dict[str, Any]
+    host: str | None
+    min_size: int
+    max_size: int
+    queue_depth_target: int | None
+    cool_down_seconds: int
+    drain_seconds: int
+    join_seconds: int
+    models: tuple[str, ...]
+    size: int
+    members: tuple[PoolMember, ...]
+    policy: PoolPolicy
+    scaled_at: datetime | None
+    created_at: datetime
+
+
+class PoolOperation(_Answer):
+    """A change of a pool's size. `log` is what came after the offset that was asked for."""
+
+    id: UUID
+    pool: str
+    status: OperationState
+    dry_run: bool
+    from_size: int
+    size: int
+    reason: str
+    requested_by: str
+    plan: dict[str, Any]
+    log: str
+    log_size: int
+    error_code: str | None
+    error: str | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has come to its end, a good one or not."""
+        return self.status in OPERATION.terminal
 
 
 class Queue(_Answer):

@@ -189,15 +189,19 @@ def member_names(pool: str, taken: Collection[str], count: int) -> list[str]:
     return found
 
 
-def change(pool: str, members: Sequence[Member], size: int) -> Change:
-    """From the members that a pool has to the size that it should have."""
+def change(pool: str, members: Sequence[Member], size: int, taken: Collection[str] = ()) -> Change:
+    """From the members that a pool has to the size that it should have.
+
+    Args:
+        taken: names that others have, which none of its new nodes may get.
+    """
     gone = set(leaving(members, max(len(members) - size, 0)))
     names = sorted((m.name for m in members), key=_in_order)
     return Change(
         pool=pool,
         size=size,
         keep=tuple(name for name in names if name not in gone),
-        add=tuple(member_names(pool, names, max(size - len(members), 0))),
+        add=tuple(member_names(pool, {*names, *taken}, max(size - len(members), 0))),
         remove=tuple(name for name in names if name in gone),
     )
 

@@ -11,6 +11,7 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import time
@@ -31,6 +32,7 @@ _MARK: Final = b"VYVO_AGENT_DATA_DIR="
 _STACK: Final = "VYVO_STACK"
 _STOP_SECONDS: Final = 25.0
 _LOCK_SECONDS: Final = 60.0
+_LOG_BYTES: Final = 16 << 20
 
 
 class LocalScaler:
@@ -85,7 +87,11 @@ class LocalScaler:
     def _keep(self, pools: Mapping[str, tuple[Mapping[str, Any], Sequence[str]]]) -> None:
         with contextlib.suppress(BlockingIOError), self._locked(wait=False):
             for pool, (config, names) in pools.items():
-                self._converge(pool, config, names)
+                try:
+                    self._converge(pool, config, names)
+                except ScalingFailed as error:
+                    # One pool whose folder cannot be made must not leave the others alone.
+                    log.error("node pool %s: %s", pool, error.detail)
 
     def _bring(self, pool: str, config: Mapping[str, Any], names: Sequence[str]) -> None:
         with self._locked(wait=True):
@@ -97,12 +103,13 @@ class LocalScaler:
             if (pool, name) not in running:
                 log.info("starting agent %s", name)
                 self._start(pool, name, config)
+            else:
+                _rotate(self._root / pool / name / "agent.log")
         self._stop([pid for (of, name), pids in running.items() if of == pool and name not in names
                     for pid in pids])  # fmt: skip
 
     def _start(self, pool: str, name: str, config: Mapping[str, Any]) -> None:
         home = self._root / pool / name
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
         env = self._env | {
             "VYVO_AGENT_NAME": name,
             "VYVO_AGENT_DATA_DIR": str(home),
@@ -112,6 +119,8 @@ class LocalScaler:
         }
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         try:
+            home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _rotate(home / "agent.log")
             pid = os.posix_spawn(
                 sys.executable, [sys.executable, "-m", "vyvo_dagster.agent.main"], env,
                 file_actions=[
@@ -167,10 +176,13 @@ class LocalScaler:
 
         Raises:
             BlockingIOError: another does, and `wait` is false.
-            ScalingFailed: another did all the while.
+            ScalingFailed: another did all the while, or the folder cannot be written.
         """
-        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle = os.open(self._root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            handle = os.open(self._root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise ScalingFailed(f"local pools have no folder to live in: {error}") from error
         deadline = time.monotonic() + _LOCK_SECONDS
         try:
             while True:
@@ -194,6 +206,22 @@ def _environments() -> Iterable[tuple[int, list[bytes]]]:
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
                 yield int(entry.name), (entry / "environ").read_bytes().split(b"\0")
+
+
+def _rotate(path: Path) -> None:
+    """Keep an agent's log, and one of before it, within bounds.
+
+    Copied and cut, as the agent goes on writing to the open file, at its end. Where that fails the
+    log grows until the next look: an agent is worth more than its log.
+    """
+    try:
+        if path.stat().st_size > _LOG_BYTES:
+            shutil.copyfile(path, path.with_suffix(".log.1"))
+            os.truncate(path, 0)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        log.warning("log %s is not rotated: %s", path, error)
 
 
 def _is_agent(pid: int) -> bool:

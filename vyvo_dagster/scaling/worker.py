@@ -82,6 +82,9 @@ class PoolWorker:
                     log.warning("pools wait: %s", error.detail)
                 except VyvoError as error:
                     log.error("looking after local pools: %s", error.detail)
+                except Exception:
+                    # What one turn meets must not end all operations for ever.
+                    log.exception("looking after pools")
                 try:
                     async with asyncio.timeout(self._poll):
                         await self._due.wait()
@@ -195,7 +198,8 @@ class PoolWorker:
         drained.extend(operation.plan.get("drain", ()))
         async with self._database.transaction() as store:
             members = await store.pools.members(pool)
-        made = change(pool.name, members, operation.size)
+            taken = await store.pools.taken_names(pool)
+        made = change(pool.name, members, operation.size, taken)
         task = Task(operation.id, pool.name, pool.config, made, operation.dry_run, say)
         plan = await scaler.plan(task)
         told = {"keep": made.keep, "add": made.add, "remove": made.remove, **plan}

@@ -22,6 +22,7 @@ __all__ = ["Operation", "Pool", "PoolRepository"]
 
 _P = node_pools.c
 _O = node_pool_operations.c
+_PLANS = 100
 _BUSY = (JobState.DISPATCHED, JobState.RUNNING)
 
 
@@ -139,6 +140,31 @@ class PoolRepository:
             sa.select(nodes.c.name, nodes.c.id).where(nodes.c.name.in_(list(names)))
         )
         return {row.name: row.id for row in rows}
+
+    async def taken_names(self, pool: Pool) -> set[str]:
+        """Names such as this pool gives that nodes of other people have now.
+
+        Those that its own changes added since the last one that succeeded are its own: they may
+        have joined before that failed, or before its worker died.
+        """
+        made = await self._connection.execute(
+            sa.select(_O.state, _O.plan)
+            .where(_O.pool_id == pool.id, _O.dry_run.is_(False))
+            .order_by(_O.id.desc())
+            .limit(_PLANS)
+        )
+        own = set(pool.members)
+        for row in made:
+            if row.state == OperationState.SUCCEEDED:
+                break
+            own.update(row.plan.get("add", ()))
+        rows = await self._connection.execute(
+            sa.select(nodes.c.name).where(
+                nodes.c.name.startswith(f"{pool.name}-", autoescape=True),
+                nodes.c.state.in_([NodeState.READY, NodeState.SUSPECT]),
+            )
+        )
+        return {row.name for row in rows} - own
 
     async def waiting(self, pool: Pool) -> int:
         """Jobs that wait for a node, of the pool's models, or of all where it names none."""

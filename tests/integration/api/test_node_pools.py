@@ -181,6 +181,46 @@ async def test_the_idle_node_leaves_and_a_busy_one_is_drained_first(
     assert ended(own, pool, asked["id"])["status"] == "succeeded"
 
 
+def test_a_name_that_a_node_by_hand_has_is_passed_over(own: OwnApi, pool: str) -> None:
+    boot = "01900000-0000-7000-8000-000000000001"
+    has = {"hostname": "h", "cpus": 1, "memory_bytes": 1 << 30, "engine": "process", "gpus": []}
+    body = {"name": f"{pool}-1", "boot_id": boot, "labels": {}, "capabilities": has}
+    token = {"Authorization": f"Bearer {own.env['VYVO_JOIN_TOKEN']}"}
+    joined = own.client.post("/api/nodes/register", json=body, headers=token)
+    assert joined.status_code == 200, joined.text
+    header = {"Authorization": f"Bearer {joined.json()['credential']}"}
+    beat = f"/api/nodes/{joined.json()['node_id']}/heartbeat"
+    told = own.client.post(beat, json={"boot_id": boot, "running": [], "assignments": []},
+                           headers=header)  # fmt: skip
+    assert told.status_code == 200, told.text
+    done = scaled(own, pool, 1)
+    assert done["plan"]["add"] == [f"{pool}-2"]
+    assert f"{pool}-1" not in agents(own.root)
+
+
+def test_a_folder_that_cannot_be_made_fails_its_pool_alone(own: OwnApi, pool: str) -> None:
+    other = unique("p")
+    put(own, other)
+    (own.root / "pools").mkdir(exist_ok=True)
+    (own.root / "pools" / other).write_text("in the way")
+    failed = ended(own, other, scale(own, other, 1)["id"])
+    assert (failed["status"], failed["error_code"]) == ("failed", "scaling_failed")
+    assert f"agent {other}-1 cannot be started" in failed["error"]
+    scaled(own, pool, 1)
+    (own.root / "pools" / other).unlink()
+    scaled(own, other, 1)
+    scaled(own, other, 0)
+
+
+def test_the_log_of_an_agent_is_kept_within_bounds(own: OwnApi, pool: str) -> None:
+    scaled(own, pool, 1)
+    log = own.root / "pools" / pool / f"{pool}-1" / "agent.log"
+    with log.open("ab") as out:
+        out.truncate(17 << 20)
+    until(lambda: log.stat().st_size < 1 << 20)
+    assert log.with_suffix(".log.1").stat().st_size >= 17 << 20
+
+
 def test_what_a_pool_may_not_be(own: OwnApi, pool: str) -> None:
     def refused(answer: httpx.Response) -> tuple[int, str]:
         assert answer.headers["content-type"] == "application/problem+json", answer.text

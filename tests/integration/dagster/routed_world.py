@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 import yaml
 from dagster import (
     DagsterEventType,
@@ -97,6 +98,14 @@ class World:
         self.store.call(
             lambda db: db.nodes.join(
                 id=uuid7(), name=name, boot_id=uuid7(), labels=labels, capabilities=has
+            )
+        )
+
+    def forget(self, name: str) -> None:
+        """Take a node out of the registry."""
+        self.store.call(
+            lambda db: db.connection.execute(
+                sa.text("delete from nodes where name = :name"), {"name": name}
             )
         )
 

@@ -60,6 +60,7 @@ def test_an_engine_whose_answer_is_lost_runs_the_step_once(routed: World, reques
         run_id = routed.launch("lossy")
         assert routed.ended(run_id) is DagsterRunStatus.SUCCESS, routed.said(run_id)
         assert engine.lost == 1
+        routed.forget("lossy")
     assert len([m for m in routed.said(run_id, "on_lossy") if "container=" in m]) == 1
     container, _ = routed.where(run_id, "on_lossy")
     assert container is not None

@@ -78,6 +78,7 @@ def test_an_engine_whose_answer_is_lost_runs_the_command_once(
         run_id = launch(routed, model_id, "print('once')", host="lossy")
         assert routed.ended(run_id) is DagsterRunStatus.SUCCESS, routed.said(run_id)
         assert engine.lost == 1
+        routed.forget("lossy")
     assert routed.said(run_id, "runner_command").count("once") == 1
     assert routed.containers(run_id) == {}
 

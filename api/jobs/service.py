@@ -55,7 +55,8 @@ async def set_priority(
         IllegalTransition: it does not wait.
     """
     async with context.database.transaction() as store:
-        job = await find(store, principal, job_id)
+        # Locked: what it is answered with must be what it was judged by.
+        job = await find(store, principal, job_id, lock=True)
         if job.priority is not priority or job.state is not JobState.QUEUED:
             changed = await store.jobs.set_priority(job_id, priority)
             if changed is None:

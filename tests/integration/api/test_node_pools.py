@@ -4,7 +4,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -183,15 +183,16 @@ async def test_the_idle_node_leaves_and_a_busy_one_is_drained_first(
 
 def test_a_name_that_a_node_by_hand_has_is_passed_over(own: OwnApi, pool: str) -> None:
     boot = "01900000-0000-7000-8000-000000000001"
-    has = {"hostname": "h", "cpus": 1, "memory_bytes": 1 << 30, "engine": "process", "gpus": []}
+    has = {"hostname": "h", "cpus": 1, "memory_bytes": 1 << 30, "engine": "process",
+           "agent_version": "0"}  # fmt: skip
     body = {"name": f"{pool}-1", "boot_id": boot, "labels": {}, "capabilities": has}
     token = {"Authorization": f"Bearer {own.env['VYVO_JOIN_TOKEN']}"}
     joined = own.client.post("/api/nodes/register", json=body, headers=token)
     assert joined.status_code == 200, joined.text
     header = {"Authorization": f"Bearer {joined.json()['credential']}"}
     beat = f"/api/nodes/{joined.json()['node_id']}/heartbeat"
-    told = own.client.post(beat, json={"boot_id": boot, "running": [], "assignments": []},
-                           headers=header)  # fmt: skip
+    now = {"boot_id": boot, "sent_at": datetime.now(UTC).isoformat()}
+    told = own.client.post(beat, json=now, headers=header)
     assert told.status_code == 200, told.text
     done = scaled(own, pool, 1)
     assert done["plan"]["add"] == [f"{pool}-2"]

@@ -19,6 +19,8 @@ import httpx
 import psycopg
 import pytest
 
+from vyvo_dagster.local.ports import Ports
+
 RUNS = 20
 MODEL = "chaos/noop"
 # Between two kills, so that each strikes runs at another place.
@@ -50,7 +52,10 @@ class Effects:
 
 @asynccontextmanager
 async def vyvo_up(folder: Path) -> AsyncIterator[dict[str, Any]]:
+    # Of its own, since two stacks that start at a time would both find the usual ones free.
+    ports = Ports(folder / "ports.json")
     argv = [sys.executable, "-m", "vyvo_dagster.cli", "up", "--json", "--engine", "process"]
+    argv += ["--port", str(ports.take("api")), "--dagster-port", str(ports.take("dagster"))]
     env = {
         **os.environ, "VYVO_AGENT_ALLOW_NOOP": "1", "VYVO_AGENT_SLOTS": "64",
         "VYVO_WEBHOOK_ALLOW_LOOPBACK": "1", "VYVO_WORKFLOW_LEASE_SECONDS": "3",
@@ -103,7 +108,7 @@ async def test_runs_end_and_no_finished_step_is_done_again(tmp_path: Path) -> No
             await serve_noop(http)
             (await http.post("/api/workflows", json=document(url))).raise_for_status()
             ids = [await start(http) for _ in range(RUNS)]
-        for name in ("workflow-engine", "orchestrator", "redis", "daemon", "workflow-reporter",
+        for name in ("workflow-engine", "orchestrator", "redis", "postgres", "daemon", "workflow-reporter",
                      "worker", "workflow-jobs"):  # fmt: skip
             os.kill(up["pids"][name], signal.SIGKILL)
             await asyncio.sleep(PAUSE_SECONDS)

@@ -5,8 +5,11 @@ that an answer which changes between the two cannot lead it inside.
 """
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, Final
 
 import httpx
 
@@ -19,9 +22,16 @@ __all__ = ["Resolve", "addresses", "resolve", "sni"]
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 
 
+_RESOLVING: Final = ThreadPoolExecutor(8, "resolve")
+
+
 async def resolve(host: str, port: int) -> list[str]:
     """Every address of a host, by the system's resolver."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=1)
+    # In threads of their own: names that no server answers for must not hold up what else uses the
+    # loop's few threads.
+    found = await asyncio.get_running_loop().run_in_executor(
+        _RESOLVING, partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    )
     return list(dict.fromkeys(str(item[4][0]) for item in found))
 
 

@@ -93,6 +93,10 @@ class _View:
                 return (
                     f"{'running' if kind == JobEventKind.STARTED else 'dispatched'} on {self._node}"
                 )
+            case JobEventKind.LOADING:
+                where = f" on {data['node']}" if data.get("node") else ""
+                why = f": {data['detail']}" if data.get("detail") else ""
+                return f"loading the model{where}: {data.get('state', '?')}{why}"
             case JobEventKind.REQUEUED:
                 self._node, self._fraction = "", 0.0
                 return f"queued again after attempt {data.get('attempt')}"

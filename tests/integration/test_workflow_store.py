@@ -283,7 +283,7 @@ async def test_event_triggers_see_what_is_new_and_not_what_their_runs_made(
             (free, model_id, "1"), (theirs, model_id, "1"),
         ]  # fmt: skip
         await store.workflows.fired(
-            on_artifact.id, seen_until=NOW + timedelta(minutes=5), fired_at=NOW
+            on_artifact.id, seen_until=datetime.now(UTC) + timedelta(minutes=5), fired_at=NOW
         )
         (after,) = await mine(store, TriggerKind.ARTIFACT, tenant)
         assert await store.workflows.new_artifacts(after, overlap, 10) == []

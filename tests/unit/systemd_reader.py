@@ -61,7 +61,9 @@ def by_the_manual(file: Path) -> dict[str, str]:
             rest = _after_comment(rest)
             continue
         line, newline, after = rest.partition("\n")
-        name, equals, _ = line.partition("=")
+        # The first character is the name's, even where it is an equals sign.
+        name, equals, _ = line[1:].partition("=")
+        name = line[:1] + name
         if not equals:
             rest = after if newline else ""
             continue

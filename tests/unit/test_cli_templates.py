@@ -16,7 +16,7 @@ def test_those_of_this_repository_are_listed_and_well_made() -> None:
     code, output = vyvo("list")
     assert code == 0
     assert {line.split()[0] for line in output.splitlines()[1:]} >= {"cog", "diffusion", "video"}
-    assert vyvo("check") == (0, "6 of 6 templates are well made\n")
+    assert vyvo("check") == (0, "7 of 7 templates are well made\n")
 
 
 def test_a_started_template_is_well_made_until_it_is_spoiled(tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ async def test_an_assignment_tells_of_any_text() -> None:
         def accepts(self, image: str) -> bool:
             return True
 
-        async def prepare(self, image: str) -> None:
+        async def prepare(self, image: str, access: object = None) -> None:
             raise RunnerFailed(LONE)
 
     class Ready:

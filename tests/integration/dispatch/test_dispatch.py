@@ -171,7 +171,9 @@ async def test_a_silent_node_is_suspect_then_lost_and_gets_no_work(world: World)
     assert await world.beat(node_id, boot) is None  # must join again
     async with world.database.transaction() as store:
         kinds = [e.kind for e in await store.nodes.events(node_id, None, 10)]
-    assert kinds == ["lost", "suspect"]
+    # What was loaded there has moved, or has nowhere to go, meanwhile.
+    states = [kind for kind in kinds if not kind.startswith("assignment_")]
+    assert states == ["lost", "suspect"]
     (job_id,) = await world.submit(Priority.INTERACTIVE)
     await asyncio.sleep(0.5)
     assert (await world.job(job_id)).state is JobState.QUEUED

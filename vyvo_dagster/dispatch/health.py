@@ -3,7 +3,9 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
-__all__ = ["serve"]
+from vyvo_dagster.telemetry import metrics
+
+__all__ = ["probes", "serve"]
 
 Answer = Callable[[str], Awaitable[tuple[int, str, bytes]]]
 
@@ -36,3 +38,12 @@ async def serve(port: int, answer: Answer, host: str = "127.0.0.1") -> None:
     server = await asyncio.start_server(handle, host, port)
     async with server:
         await server.serve_forever()
+
+
+async def probes(path: str) -> tuple[int, str, bytes]:
+    """What a service answers: its metrics, and that it lives."""
+    if path == "/metrics":
+        return 200, metrics.CONTENT_TYPE, metrics.exposition()
+    if path == "/healthz":
+        return 200, "application/json", b'{"status":"ok"}'
+    return 404, "application/json", b'{"status":"no such path"}'

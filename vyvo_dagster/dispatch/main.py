@@ -3,23 +3,19 @@
 import asyncio
 import logging
 import os
-import signal
 import socket
 from datetime import timedelta
 
-import uvloop
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-
-from vyvo_dagster import collector
 from vyvo_dagster.concurrency import cancel_all
 from vyvo_dagster.dispatch.board import Board
 from vyvo_dagster.dispatch.dispatcher import Dispatcher
 from vyvo_dagster.dispatch.gauges import Gauges
-from vyvo_dagster.dispatch.health import serve
+from vyvo_dagster.dispatch.health import probes, serve
 from vyvo_dagster.dispatch.loading import Loading
 from vyvo_dagster.dispatch.moving import Mover
 from vyvo_dagster.dispatch.relay import Relay
 from vyvo_dagster.dispatch.repair import Repair
+from vyvo_dagster.dispatch.service import run_service
 from vyvo_dagster.dispatch.upkeep import Upkeep
 from vyvo_dagster.dispatch.webhooks import WebhookSender
 from vyvo_dagster.domain.node import HeartbeatPolicy
@@ -62,13 +58,6 @@ async def orchestrate(settings: Settings, stop: asyncio.Event) -> None:
         silence=timedelta(seconds=1.5 * settings.heartbeat_seconds),
     )
 
-    async def answer(path: str) -> tuple[int, str, bytes]:
-        if path == "/metrics":
-            return 200, CONTENT_TYPE_LATEST, generate_latest()
-        if path == "/healthz":
-            return 200, "application/json", b'{"status":"ok"}'
-        return 404, "application/json", b'{"status":"no such path"}'
-
     try:
         async with asyncio.TaskGroup() as tasks:
             loops = [
@@ -92,7 +81,7 @@ async def orchestrate(settings: Settings, stop: asyncio.Event) -> None:
                 }.items()
             ]
             if settings.orchestrator_port:
-                loops.append(tasks.create_task(serve(settings.orchestrator_port, answer)))
+                loops.append(tasks.create_task(serve(settings.orchestrator_port, probes)))
             log.info("orchestrating")
             await stop.wait()
             await cancel_all(loops)
@@ -103,15 +92,4 @@ async def orchestrate(settings: Settings, stop: asyncio.Event) -> None:
 
 def run() -> None:
     """Entry point of `vyvo orchestrator`."""
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-
-    async def main() -> None:
-        stop = asyncio.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        collector.settle()
-        await orchestrate(Settings(), stop)
-
-    uvloop.run(main())
+    run_service(lambda stop: orchestrate(Settings(), stop))

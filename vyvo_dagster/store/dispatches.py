@@ -7,15 +7,15 @@ counts stays true until it commits and no slot is given twice.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
-import psycopg
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from vyvo_dagster.domain.job import JobState
 from vyvo_dagster.protocol.order import Order
+from vyvo_dagster.store.raw import raw_of
 
 __all__ = ["Dispatch", "DispatchRepository"]
 
@@ -97,7 +97,7 @@ class DispatchRepository:
 
         Raises Unavailable, by way of the transaction, where another holds the turn too long.
         """
-        raw = await self._raw()
+        raw = await raw_of(self._connection)
         async with raw.pipeline():
             await raw.execute(_BEGIN, {"still": str(_STILL_MS), "lock": _LOCK})
             found = await raw.execute(_IN_FLIGHT)
@@ -107,7 +107,7 @@ class DispatchRepository:
         """Make an attempt of each job that still waits; the others are left out of the answer."""
         if not placed:
             return []
-        rows = await (await self._raw()).execute(
+        rows = await (await raw_of(self._connection)).execute(
             _CLAIM,
             {
                 "job": [p.job_id for p in placed],
@@ -140,8 +140,3 @@ class DispatchRepository:
             },
         )
         return [Order(*row) for row in rows]
-
-    async def _raw(self) -> psycopg.AsyncConnection[Any]:
-        raw = (await self._connection.get_raw_connection()).driver_connection
-        assert isinstance(raw, psycopg.AsyncConnection)
-        return raw

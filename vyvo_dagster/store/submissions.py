@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from vyvo_dagster.domain.job import DEFAULT_TIMEOUT, JobState, Priority
 from vyvo_dagster.store.errors import translated
 from vyvo_dagster.store.models import SERVABLE
+from vyvo_dagster.store.raw import raw_of
 
 __all__ = [
     "Claim",
@@ -233,16 +234,11 @@ class SubmissionRepository:
 
     async def depths(self, models: Iterable[str]) -> Depths:
         """How many jobs of `models` wait."""
-        return await _depths(await self._raw(), models)
+        return await _depths(await raw_of(self._connection), models)
 
     async def submit(self, jobs: Sequence[NewJob], done: Iterable[int] = ()) -> Submitted:
         """Queue jobs, and drop the outbox entries `done`."""
-        return await _submit(await self._raw(), jobs, (), done)
-
-    async def _raw(self) -> psycopg.AsyncConnection[Any]:
-        raw = (await self._connection.get_raw_connection()).driver_connection
-        assert isinstance(raw, psycopg.AsyncConnection)
-        return raw
+        return await _submit(await raw_of(self._connection), jobs, (), done)
 
 
 class SubmissionLine:

@@ -3,14 +3,11 @@
 import asyncio
 import contextlib
 import logging
-import signal
 from datetime import timedelta
 
-import uvloop
-
-from vyvo_dagster import collector
 from vyvo_dagster.concurrency import cancel_all
-from vyvo_dagster.dispatch.health import serve
+from vyvo_dagster.dispatch.health import probes, serve
+from vyvo_dagster.dispatch.service import run_service
 from vyvo_dagster.domain.workflow.names import Sign
 from vyvo_dagster.errors import Unavailable, VyvoError
 from vyvo_dagster.objects import ObjectStore
@@ -18,7 +15,6 @@ from vyvo_dagster.settings import S3Settings, Settings
 from vyvo_dagster.store.database import Database
 from vyvo_dagster.streams.client import connect
 from vyvo_dagster.streams.hub import EventHub
-from vyvo_dagster.telemetry import metrics
 from vyvo_dagster.workflows.engine import WorkflowEngine
 from vyvo_dagster.workflows.http_step import HttpSteps
 from vyvo_dagster.workflows.intake import Intake
@@ -55,13 +51,6 @@ async def drive(settings: Settings, s3: S3Settings, stop: asyncio.Event) -> None
         capacity=settings.workflow_capacity,
     )  # fmt: skip
 
-    async def answer(path: str) -> tuple[int, str, bytes]:
-        if path == "/metrics":
-            return 200, metrics.CONTENT_TYPE, metrics.exposition()
-        if path == "/healthz":
-            return 200, "application/json", b'{"status":"ok"}'
-        return 404, "application/json", b'{"status":"no such path"}'
-
     try:
         async with asyncio.TaskGroup() as tasks:
             loops = [
@@ -73,7 +62,7 @@ async def drive(settings: Settings, s3: S3Settings, stop: asyncio.Event) -> None
                 }.items()
             ]
             if settings.workflow_port:
-                loops.append(tasks.create_task(serve(settings.workflow_port, answer)))
+                loops.append(tasks.create_task(serve(settings.workflow_port, probes)))
             log.info("driving workflow runs as %s", engine.id)
             await stop.wait()
             await cancel_all(loops)
@@ -87,15 +76,4 @@ async def drive(settings: Settings, s3: S3Settings, stop: asyncio.Event) -> None
 
 def run() -> None:
     """Entry point of `vyvo workflow-engine`."""
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-
-    async def main() -> None:
-        stop = asyncio.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        collector.settle()
-        await drive(Settings(), S3Settings(), stop)
-
-    uvloop.run(main())
+    run_service(lambda stop: drive(Settings(), S3Settings(), stop))

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 import time
 from collections.abc import Mapping
 from typing import Any, Final
@@ -12,14 +11,13 @@ from uuid import UUID
 
 import httpx
 import psycopg
-import uvloop
 from dagster import DagsterInstance
 from dagster_shared.error import DagsterError
 from sqlalchemy.exc import SQLAlchemyError
 
-from vyvo_dagster import collector
 from vyvo_dagster.concurrency import cancel_all
-from vyvo_dagster.dispatch.health import serve
+from vyvo_dagster.dispatch.health import probes, serve
+from vyvo_dagster.dispatch.service import run_service
 from vyvo_dagster.errors import Unavailable
 from vyvo_dagster.execution.workflows.event_log import EventLog
 from vyvo_dagster.execution.workflows.names import LOCATION
@@ -131,13 +129,6 @@ async def report(settings: Settings, instance: DagsterInstance, stop: asyncio.Ev
         instance, event_log, url=settings.api_url, code_server=settings.workflow_code_server
     )
 
-    async def answer(path: str) -> tuple[int, str, bytes]:
-        if path == "/metrics":
-            return 200, metrics.CONTENT_TYPE, metrics.exposition()
-        if path == "/healthz":
-            return 200, "application/json", b'{"status":"ok"}'
-        return 404, "application/json", b'{"status":"no such path"}'
-
     try:
         async with asyncio.TaskGroup() as tasks:
             loops = [
@@ -147,7 +138,7 @@ async def report(settings: Settings, instance: DagsterInstance, stop: asyncio.Ev
                 ),
             ]
             if settings.workflow_reporter_port:
-                loops.append(tasks.create_task(serve(settings.workflow_reporter_port, answer)))
+                loops.append(tasks.create_task(serve(settings.workflow_reporter_port, probes)))
             log.info("reporting workflow runs to Dagster")
             await stop.wait()
             await cancel_all(loops)
@@ -158,18 +149,7 @@ async def report(settings: Settings, instance: DagsterInstance, stop: asyncio.Ev
 
 def run() -> None:
     """Entry point of `vyvo workflow-reporter`."""
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
     # One line for each request is no news.
     logging.getLogger("httpx").setLevel(logging.WARNING)
-
-    async def main() -> None:
-        stop = asyncio.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        with DagsterInstance.get() as instance:
-            collector.settle()
-            await report(Settings(), instance, stop)
-
-    uvloop.run(main())
+    with DagsterInstance.get() as instance:
+        run_service(lambda stop: report(Settings(), instance, stop))

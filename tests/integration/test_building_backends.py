@@ -361,7 +361,7 @@ def _commands() -> str:
     return "\n".join(found)
 
 
-def _eventually(holds: Callable[[], bool], seconds: float = 5.0) -> None:
+def _eventually(holds: Callable[[], bool], seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline

@@ -23,7 +23,7 @@ from redis.exceptions import RedisError
 from typing_extensions import override
 
 from vyvo_dagster.execution.broker import CELERY_CONFIG
-from vyvo_dagster.execution.lease import Lease, note_queued, read_lease
+from vyvo_dagster.execution.lease import Lease, ask_to_end, note_queued, read_lease
 from vyvo_dagster.streams.client import Redis, connect_sync
 
 __all__ = ["LeasedCeleryRunLauncher"]
@@ -92,6 +92,7 @@ class LeasedCeleryRunLauncher(CeleryRunLauncher):
         # Before the signal: it tells the interrupted run that it was asked to end, and did not lose
         # its worker.
         self._instance.report_run_canceling(run)
+        ask_to_end(self._redis, run_id)
         self.celery.control.revoke(run.tags[DAGSTER_CELERY_TASK_ID_TAG], terminate=True)
         return True
 

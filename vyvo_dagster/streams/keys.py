@@ -29,6 +29,7 @@ __all__ = [
     "node",
     "rate",
     "rebuild",
+    "run_ending",
     "run_lease",
 ]
 
@@ -113,6 +114,11 @@ def build_log(build_id: UUID | str) -> str:
 def rate(key_id: UUID | str) -> str:
     """Token bucket of one API key; fields: tokens, at (seconds since the epoch)."""
     return f"vyvo:rate:{key_id}"
+
+
+def run_ending(run_id: str) -> str:
+    """Set while a Dagster run is asked to end and has not."""
+    return f"vyvo:run:{run_id}:ending"
 
 
 def run_lease(run_id: str) -> str:

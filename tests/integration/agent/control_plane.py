@@ -78,7 +78,7 @@ class ControlPlane:
         text = "" if body is None else body.model_dump_json()
         await self.redis.xadd(keys.node(self.node_id), {"kind": kind.value, "body": text})
 
-    async def until(self, condition: Any, seconds: float = 20.0) -> Any:
+    async def until(self, condition: Any, seconds: float = 60.0) -> Any:
         """Wait until `condition()` is true, looking whenever something was told."""
         async with asyncio.timeout(seconds):
             while not (found := condition()):

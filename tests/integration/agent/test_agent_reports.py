@@ -25,7 +25,7 @@ async def asked(plane: ControlPlane, tmp_path: Path) -> AsyncIterator[DesiredAss
     await loaded(plane, wanted)
     yield wanted
     stop.set()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await task
 
 

@@ -14,7 +14,7 @@ from vyvo_dagster.protocol.job import AttemptStatus, CompletionReport, OrderKind
 from vyvo_dagster.settings import S3Settings
 
 
-async def ended(plane: ControlPlane, run: RunOrder, seconds: float = 20.0) -> CompletionReport:
+async def ended(plane: ControlPlane, run: RunOrder, seconds: float = 60.0) -> CompletionReport:
     await plane.order(OrderKind.RUN, run)
     report: CompletionReport = await plane.until(lambda: plane.ended(run.job_id), seconds)
     return report

@@ -79,6 +79,6 @@ async def test_reports_go_by_grpc_until_they_are_taken(plane: ControlPlane, tmp_
         assert service.credentials == {f"Bearer {plane.credential}"}
     finally:
         stop.set()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await task
         await server.stop(None)

@@ -201,7 +201,7 @@ async def test_an_assignment_tells_of_any_text() -> None:
 
     assignment = Assignment(desired, [cast("Launcher", Refusing())], Ready(), Limits(), changed)
     work = asyncio.create_task(assignment.run())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await failed.wait()
     assert assignment.observed().detail == "x?y"
     assignment.remove()

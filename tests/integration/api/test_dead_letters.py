@@ -112,7 +112,7 @@ async def test_a_follower_of_a_second_life_is_not_told_the_end_of_the_first(
     await asyncio.sleep(0.5)
     job = await dispatch(database, job_id, agent, await load(admin, agent, version))
     agent.complete(job.id, job.attempt, "succeeded")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         told = await listening
     assert [kind for kind, _ in told].count("completed") == 1
     assert told[-1] == ("completed", "succeeded")

@@ -121,7 +121,7 @@ async def test_a_key_that_another_transaction_holds_holds_nobody_else_up(
     gateway: Gateway, version: Version, database: Database
 ) -> None:
     key = unique("k")
-    async with asyncio.timeout(5), database.transaction() as store:
+    async with asyncio.timeout(30), database.transaction() as store:
         await store.idempotency.claim("admin", key, "x", b"x", {})
         held, plain = await asyncio.gather(
             gateway.add(keyed(version, key, digit=1)), gateway.add(prepared(version, digit=2))

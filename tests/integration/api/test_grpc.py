@@ -206,7 +206,7 @@ async def test_a_call_past_its_deadline_ends_and_what_it_began_is_finished_whole
                     message, metadata=metadata, timeout=0.3
                 )
             assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        async with asyncio.timeout(5), connect(redis_url) as redis:
+        async with asyncio.timeout(30), connect(redis_url) as redis:
             while [e.kind for e in await replay(redis, job.id)][-1] != "completed":
                 await asyncio.sleep(0.02)
     assert (await row(database, job.id)).state is JobState.FAILED

@@ -37,7 +37,7 @@ async def asked_meanwhile(
         blocked = sa.text(
             "select count(*) from pg_stat_activity where :own = any(pg_blocking_pids(pid))"
         )
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not asked.done():
                 if (await store.connection.execute(blocked, {"own": own})).scalar_one():
                     break

@@ -89,7 +89,7 @@ def client(
 
 
 async def build_when(
-    database: Database, build_id: str, met: Callable[[Build], bool], seconds: float = 3.0
+    database: Database, build_id: str, met: Callable[[Build], bool], seconds: float = 30.0
 ) -> Build:
     deadline = time.monotonic() + seconds
     while True:

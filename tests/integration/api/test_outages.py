@@ -53,7 +53,7 @@ class Servers:
 
     async def kill(self, name: str) -> None:
         os.killpg(self.children[name].pid, signal.SIGKILL)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while self.children[name].running():
                 await asyncio.sleep(0.01)
 

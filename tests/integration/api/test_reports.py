@@ -41,7 +41,7 @@ def codes(results: list[dict[str, Any]]) -> list[str | None]:
 
 async def kinds(redis: AsyncRedis, job_id: object) -> list[str]:
     """What was told of a job that has ended; an end is told soon after its report is answered."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while True:
             found = [e.kind for e in await replay(redis, str(job_id))]
             if found[-1:] == ["completed"]:

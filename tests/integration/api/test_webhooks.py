@@ -119,7 +119,7 @@ class Tenant:
         return self.client.get(f"/api/jobs/{job_id}/webhooks").json()
 
     async def until(self, job_id: str, *states: str) -> list[dict[str, Any]]:
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(30):
             while True:
                 found = self.deliveries(job_id)
                 if found and all(d["state"] in states for d in found):

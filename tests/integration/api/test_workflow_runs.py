@@ -115,7 +115,7 @@ async def test_events_are_followed_and_replayed(
         following = asyncio.create_task(asyncio.to_thread(events_of, second, run_id))
         await engine.turn(run_id)
         await engine.turn(run_id, OK)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             live = await following
     kinds = [kind for _, kind, _ in live]
     assert kinds[0] == "run_queued"
@@ -161,7 +161,7 @@ async def test_all_events_carry_those_of_runs(
     assert await asyncio.to_thread(opened.wait, 10)
     await asyncio.sleep(0.2)
     run_id = started(admin, name, inputs={"digits": []})
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while not listening.done():
             if not seen:
                 await engine.turn(run_id)

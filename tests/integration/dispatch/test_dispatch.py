@@ -3,6 +3,7 @@
 import asyncio
 import json
 from datetime import timedelta
+from uuid import UUID
 
 import pytest
 from uuid_utils.compat import uuid7
@@ -12,6 +13,7 @@ from vyvo_dagster.dispatch.main import orchestrate
 from vyvo_dagster.dispatch.requeue import requeue_lost
 from vyvo_dagster.domain.job import JobState, Priority
 from vyvo_dagster.domain.node import NodeState
+from vyvo_dagster.protocol.job import OrderKind
 from vyvo_dagster.store.attempts import Gone
 from vyvo_dagster.store.reports import End
 from vyvo_dagster.streams import events, keys, queues
@@ -25,13 +27,20 @@ async def complete(world: World, job_id, attempt, node_id, state=JobState.SUCCEE
     return ended_at
 
 
+async def ordered(world: World, node_id: UUID) -> set[tuple[str, int]]:
+    """The attempts that a node was told to run: (job id, attempt). It may be told one twice."""
+    orders = [fields for _, fields in await world.redis.xrange(keys.node(node_id))]
+    bodies = [json.loads(o["body"]) for o in orders if o["kind"] == OrderKind.RUN]
+    return {(body["job_id"], body["attempt"]) for body in bodies}
+
+
 @pytest.mark.usefixtures("orchestrator")
 async def test_a_job_reaches_its_node_with_one_fenced_attempt(world: World) -> None:
     node_id, _ = await world.node()
     (job_id,) = await world.submit(Priority.STANDARD)
     job = await world.until(job_id, "dispatched")
     assert (job.attempt, job.node_id) == (1, node_id)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not (orders := await world.redis.xrange(keys.node(node_id))):
             await asyncio.sleep(0.01)
     order = json.loads(orders[0][1]["body"])
@@ -40,7 +49,7 @@ async def test_a_job_reaches_its_node_with_one_fenced_attempt(world: World) -> N
     kinds = [e.kind for e in await events.replay(world.redis, job_id)]
     assert kinds == ["dispatched"]
     # The queue holds nothing any more: what is dispatched is acknowledged and deleted.
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while await world.redis.exists(keys.jobs(world.model_id, "1", Priority.STANDARD, "t")):
             await asyncio.sleep(0.01)
     assert not any(q.model_id == world.model_id for q in await queues.names(world.redis))
@@ -71,7 +80,7 @@ async def test_a_lease_that_ends_requeues_then_fails_as_node_lost(world: World) 
     node_id, _ = await world.node()
     (job_id,) = await world.submit(Priority.STANDARD)
     for attempt in (1, 2):
-        async with asyncio.timeout(8):
+        async with asyncio.timeout(30):
             while (job := await world.job(job_id)).attempt != attempt or job.state != "dispatched":
                 await asyncio.sleep(0.02)
         await world.execute(
@@ -119,11 +128,10 @@ async def test_two_orchestrators_dispatch_each_job_once(world: World) -> None:
     ids = await world.submit(*[Priority.STANDARD] * 40)
     for job_id in ids:
         assert (await world.until(job_id, "dispatched")).attempt == 1
-    async with asyncio.timeout(5):
-        while len(orders := await world.redis.xrange(keys.node(node_id))) < 40:
+    async with asyncio.timeout(30):
+        while len(attempts := await ordered(world, node_id)) < 40:
             await asyncio.sleep(0.01)
-    assert {json.loads(f["body"])["job_id"] for _, f in orders} == {str(i) for i in ids}
-    assert len(orders) == 40
+    assert attempts == {(str(i), 1) for i in ids}
     stop.set()
     await asyncio.gather(*both)
 
@@ -161,7 +169,7 @@ async def test_a_silent_node_is_suspect_then_lost_and_gets_no_work(world: World)
             s=seconds,
             id=node_id,
         )
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while True:
                 async with world.database.transaction() as store:
                     node = await store.nodes.get(node_id)

@@ -46,7 +46,7 @@ class Struck(Database):
             await strike()
 
 
-async def orders(world: World, node_id: object, count: int, seconds: float = 5) -> int:
+async def orders(world: World, node_id: object, count: int, seconds: float = 30) -> int:
     """Jobs that a node's stream orders to run, once they are `count`; one may be ordered twice."""
     async with asyncio.timeout(seconds):
         while True:
@@ -151,7 +151,7 @@ async def test_entries_of_jobs_that_wait_no_more_do_not_stay(world: World) -> No
     async with world.database.transaction() as store:
         assert await store.jobs.cancel_queued(gone) is not None
     stream = keys.jobs(world.model_id, "1", Priority.STANDARD, "t")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while await world.redis.xlen(stream) > 1:
             await asyncio.sleep(0.05)
     ((_, fields),) = await world.redis.xrange(stream)
@@ -164,13 +164,13 @@ async def test_a_redis_that_came_back_without_its_last_entries_gets_them_again(
 ) -> None:
     (job_id,) = await world.submit(Priority.STANDARD)
     stream = keys.jobs(world.model_id, "1", Priority.STANDARD, "t")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while await world.redis.get(keys.EPOCH) is None:
             await asyncio.sleep(0.05)
     await world.redis.delete(stream)
     # What the marker says after a restart: the id of a run that is over.
     await world.redis.set(keys.EPOCH, "0" * 40)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not await world.redis.xlen(stream):
             await asyncio.sleep(0.05)
     ((_, fields),) = await world.redis.xrange(stream)
@@ -182,7 +182,7 @@ async def test_a_job_that_is_written_twice_keeps_one_entry(world: World) -> None
     (job_id,) = await world.submit(Priority.STANDARD)
     stream = keys.jobs(world.model_id, "1", Priority.STANDARD, "t")
     await queues.enqueue(world.redis, [(stream, job_id, 1)] * 4)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while await world.redis.xlen(stream) > 1:
             await asyncio.sleep(0.05)
 

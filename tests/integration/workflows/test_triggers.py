@@ -50,7 +50,7 @@ async def test_an_entry_of_the_stream_starts_one_run(world: World) -> None:
     }
     for fields in (entry, entry, {**entry, "inputs": "[", "key": "bad"}, {"tenant": "admin"}):
         await redis.xadd(keys.WORKFLOW_RUNS, {**fields})
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while await redis.xlen(keys.WORKFLOW_RUNS):
             await asyncio.sleep(0.05)
     await redis.aclose()

@@ -75,7 +75,7 @@ class World:
                 await asyncio.sleep(0.02)
         return run
 
-    async def until(self, id: UUID, key: str, *states: str, seconds: float = 20.0) -> Step:
+    async def until(self, id: UUID, key: str, *states: str, seconds: float = 60.0) -> Step:
         async with asyncio.timeout(seconds):
             while True:
                 step = (await self.steps(id)).get(key)
@@ -131,7 +131,7 @@ async def running(
     finally:
         await world.end_engines()
         world.stop.set()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             await asyncio.gather(*tasks)
         await world.database.close()
         await asyncio.to_thread(api.close)
@@ -146,7 +146,7 @@ async def _serve_echo(world: World, node: str) -> None:
         )  # fmt: skip
         assert made is not None
         await store.models.move(made.id, VersionState.READY)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while True:
             async with world.database.transaction() as store:
                 found = next((n for n in await store.nodes.all() if n.name == node), None)

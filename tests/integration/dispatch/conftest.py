@@ -143,8 +143,6 @@ async def _world(postgres_dsn: str, redis_url: str) -> AsyncIterator[World]:
     )
     database, redis = Database(postgres_dsn, pool_size=2), connect(redis_url)
     made = World(database, redis, settings, "", UUID(int=0))
-    # Nodes of earlier tests are lost by now, and what was on them would move to this one's.
-    await made.execute("delete from assignments")
     made.model_id, made.version_id = await made.version()
     yield made
     await redis.aclose()
@@ -164,10 +162,23 @@ async def own_world(make_database: Callable[[str], str], redis_url: str) -> Asyn
         yield made
 
 
-@pytest.fixture
-async def orchestrator(world: World) -> AsyncIterator[None]:
+@asynccontextmanager
+async def orchestrated(world: World) -> AsyncIterator[None]:
+    """An orchestrator at work for the length of the block."""
     stop = asyncio.Event()
     task = asyncio.create_task(orchestrate(world.settings, stop))
     yield
     stop.set()
     await asyncio.wait_for(task, 30)
+
+
+@pytest.fixture
+async def orchestrator(world: World) -> AsyncIterator[None]:
+    async with orchestrated(world):
+        yield
+
+
+@pytest.fixture
+async def own_orchestrator(own_world: World) -> AsyncIterator[None]:
+    async with orchestrated(own_world):
+        yield

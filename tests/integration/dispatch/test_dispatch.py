@@ -160,31 +160,31 @@ async def test_a_cancel_that_its_agent_does_not_confirm_is_ended(world: World) -
     assert (await world.until(job_id, "canceled")).error_code == "canceled"
 
 
-@pytest.mark.usefixtures("orchestrator")
-async def test_a_silent_node_is_suspect_then_lost_and_gets_no_work(world: World) -> None:
-    node_id, boot = await world.node()
+@pytest.mark.usefixtures("own_orchestrator")
+async def test_a_silent_node_is_suspect_then_lost_and_gets_no_work(own_world: World) -> None:
+    node_id, boot = await own_world.node()
     for seconds, state in ((40, NodeState.SUSPECT), (80, NodeState.LOST)):
-        await world.execute(
+        await own_world.execute(
             "update nodes set last_heartbeat_at = now() - :s * interval '1 second' where id = :id",
             s=seconds,
             id=node_id,
         )
         async with asyncio.timeout(30):
             while True:
-                async with world.database.transaction() as store:
+                async with own_world.database.transaction() as store:
                     node = await store.nodes.get(node_id)
                 if node is not None and node.state is state:
                     break
                 await asyncio.sleep(0.02)
-    assert await world.beat(node_id, boot) is None  # must join again
-    async with world.database.transaction() as store:
+    assert await own_world.beat(node_id, boot) is None  # must join again
+    async with own_world.database.transaction() as store:
         kinds = [e.kind for e in await store.nodes.events(node_id, None, 10)]
     # What was loaded there has moved, or has nowhere to go, meanwhile.
     states = [kind for kind in kinds if not kind.startswith("assignment_")]
     assert states == ["lost", "suspect"]
-    (job_id,) = await world.submit(Priority.INTERACTIVE)
+    (job_id,) = await own_world.submit(Priority.INTERACTIVE)
     await asyncio.sleep(0.5)
-    assert (await world.job(job_id)).state is JobState.QUEUED
+    assert (await own_world.job(job_id)).state is JobState.QUEUED
 
 
 @pytest.mark.usefixtures("orchestrator")

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 
 from api import health
 from api.artifacts import endpoints as artifacts
+from api.audit import endpoints as audit
 from api.builds import endpoints as builds
 from api.context import open_context
 from api.errors import add_handlers
@@ -62,7 +63,8 @@ def create_app(settings: Settings, s3: S3Settings | None = None) -> FastAPI:
         lifespan=lifespan, redirect_slashes=False,
     )  # fmt: skip
     routers = [
-        n.router for n in (builds, models, nodes, jobs, queue, artifacts, keys, events, health)
+        n.router
+        for n in (builds, models, nodes, jobs, queue, artifacts, keys, audit, events, health)
     ]
     routers += [jobs.dead_letters_router, webhooks.router, node_pools.router]
     routers += [workflows.router, workflows.runs_router]

@@ -7,6 +7,7 @@ from uuid import UUID
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
+from api.audit.record import audit
 from api.auth import JobsRead, JobsWrite, Principal
 from api.context import Context, Ctx
 from api.fields import Body, Text
@@ -70,6 +71,7 @@ async def set_secret(
     secret_bytes(secret)
     async with context.database.transaction() as store:
         await store.webhooks.set_secret(principal.tenant, secret)
+        await audit(store, principal, "webhook_secret_set", principal.tenant)
     return SecretShown(secret=secret)
 
 

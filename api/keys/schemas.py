@@ -12,7 +12,7 @@ from vyvo_dagster.domain.scope import Scope
 from vyvo_dagster.domain.tenant import TENANT
 from vyvo_dagster.store.records import ApiKey, KeyLimits
 
-__all__ = ["KeyChange", "KeyCreate", "KeyCreated", "KeyView", "Limits", "key_view"]
+__all__ = ["KeyChange", "KeyCreate", "KeyCreated", "KeyRotate", "KeyView", "Limits", "key_view"]
 
 
 class Limits(Body):
@@ -72,6 +72,19 @@ class KeyCreate(Body):
         if Scope.NODE in scopes:
             raise ValueError("the scope node belongs to credentials that nodes get by joining")
         return scopes
+
+
+class KeyRotate(Body):
+    """How a key is replaced."""
+
+    overlap_seconds: int = Field(
+        default=86400, ge=0, le=30 * 86400,
+        description="How long the key before goes on, unless it ends sooner.",
+    )  # fmt: skip
+    expires_in_seconds: int | None = Field(
+        default=None, gt=0, le=10 * 365 * 86400,
+        description="Unset: as long a life as the key before was given.",
+    )  # fmt: skip
 
 
 class KeyView(BaseModel):

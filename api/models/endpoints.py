@@ -4,6 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
 
+from api.audit.record import audit
 from api.auth import ModelsRead, ModelsWrite, check_owner
 from api.context import Ctx
 from api.fields import Limit, Listing
@@ -54,8 +55,11 @@ async def create(
     async with context.database.transaction() as store:
 
         async def write() -> ModelView:
+            known = await store.models.get(body.model_id)
             model = await store.models.ensure(body.model_id, principal.tenant, body.description)
             check_owner(principal, model.tenant, f"model {body.model_id}")
+            if known is None:
+                await audit(store, principal, "model_create", body.model_id)
             return model_view(model)
 
         answer, _ = await once(store, principal.tenant, request, ModelView, write)
@@ -77,6 +81,7 @@ async def update(
     async with context.database.transaction() as store:
         model = await service.find(store, f"{owner}/{name}", principal)
         changed = await store.models.describe(model.model_id, body.description)
+        await audit(store, principal, "model_describe", model.model_id)
     if changed is None:
         raise NotFound(f"no model {owner}/{name}")
     return model_view(changed)

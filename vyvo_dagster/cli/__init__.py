@@ -22,6 +22,8 @@ _COMMANDS: Mapping[str, tuple[str, str, str]] = {
     "nodes": ("nodes", "nodes", "Show nodes, take them out of service, load and unload versions."),
     "assign": ("nodes", "assign", "Load a version on a node, as `vyvo nodes assign`."),
     "drain": ("nodes", "drain", "Take a node out of service, as `vyvo nodes drain`."),
+    "keys": ("keys", "keys", "Make, list, rotate and revoke API keys."),
+    "audit": ("keys", "audit", "List what was done, by which key."),
     "workflow": ("workflow", "workflow", "Check, push, run and follow workflows."),
     "up": ("up", "up", "Start the whole stack on this machine and stay in the foreground."),
     "api": ("services", "api", "Run the REST api."),

@@ -1,7 +1,6 @@
 """`vyvo nodes`: what nodes there are and what is on them; take them out, load and unload versions."""
 
 import json
-import re
 import sys
 import time
 from typing import Any, Final
@@ -10,6 +9,7 @@ from uuid import UUID
 import click
 
 from vyvo_dagster.cli.connection import Where, client_command
+from vyvo_dagster.cli.durations import Duration
 from vyvo_dagster.cli.output import LiveLine, age, plain, table
 from vyvo_dagster.client import Client
 from vyvo_dagster.client.models import Assignment, Node, NodeEvent
@@ -20,26 +20,9 @@ from vyvo_dagster.errors import InvalidInput, NotFound, Unavailable
 __all__ = ["assign", "drain", "nodes"]
 
 _POLL_SECONDS: Final = 1.0
-_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_DURATION: Final = re.compile(r"([0-9]{1,9})(s|m|h|d)?")
 _LONGEST_SECONDS: Final = 7 * 86400
 _JSON = click.option("--json", "as_json", is_flag=True, help="One line of JSON.")
 _NODE = click.argument("node")
-
-
-class _Duration(click.ParamType[int]):
-    """Whole seconds, or a number with s, m, h or d."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        found = _DURATION.fullmatch(str(value))
-        if found is None:
-            self.fail(f"{value!r} is no duration, such as 90s, 10m or 2h", param, ctx)
-        length = int(found[1]) * _UNITS[found[2] or "s"]
-        if not 1 <= length <= _LONGEST_SECONDS:
-            self.fail(f"{value} is not between 1s and 7d", param, ctx)
-        return length
 
 
 @click.group(
@@ -182,7 +165,7 @@ def uncordon(where: Where, node: str) -> None:
 )
 @_NODE
 @click.option(
-    "--deadline", type=_Duration(), metavar="TIME",
+    "--deadline", type=Duration(_LONGEST_SECONDS), metavar="TIME",
     help="Then what still runs is ended and queued again, such as 90s, 10m, 2h.  [default: none]",
 )  # fmt: skip
 @click.option(

@@ -11,6 +11,7 @@ from typing import Any, Self, TypeVar
 import httpx
 
 from vyvo_dagster.client import calls
+from vyvo_dagster.client.access import AsyncKeys
 from vyvo_dagster.client.calls import Call, Id, JobSpec, Json, Stream
 from vyvo_dagster.client.files import DOWNLOAD_TIMEOUT, draft_of, raise_for_download, store_away
 from vyvo_dagster.client.following import TIMEOUT, Following
@@ -76,6 +77,8 @@ class AsyncClient:
             base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=timeout,
             trust_env=False, verify=self._verify,
         )  # fmt: skip
+        self.keys = AsyncKeys(self)
+        """API keys and the audit log, for admins."""
         self.workflows = AsyncWorkflows(self)
         """Workflows and their runs."""
 

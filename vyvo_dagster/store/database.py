@@ -14,6 +14,7 @@ from sqlalchemy.pool import NullPool
 from vyvo_dagster.store.artifacts import ArtifactRepository
 from vyvo_dagster.store.assignments import AssignmentRepository
 from vyvo_dagster.store.attempts import AttemptRepository
+from vyvo_dagster.store.audit import AuditRepository
 from vyvo_dagster.store.beats import BeatRepository
 from vyvo_dagster.store.builds import BuildRepository
 from vyvo_dagster.store.dead_letters import DeadLetterRepository
@@ -53,6 +54,7 @@ class Store:
         self.artifacts = ArtifactRepository(connection)
         self.assignments = AssignmentRepository(connection)
         self.attempts = AttemptRepository(connection)
+        self.audit = AuditRepository(connection)
         self.beats = BeatRepository(connection)
         self.builds = BuildRepository(connection)
         self.dead_letters = DeadLetterRepository(connection)

@@ -90,12 +90,18 @@ class KeyRepository:
             .values(last_used_at=sa.func.now())
         )
 
-    async def browse(self, cursor: UUID | None, limit: int) -> list[ApiKey]:
-        """Keys that are no node's, newest first."""
-        query = page(
-            sa.select(api_keys).where(api_keys.c.node_id.is_(None)), api_keys.c.id, cursor, limit
-        )
-        return [_key(r) for r in (await self._connection.execute(query)).mappings()]
+    async def browse(
+        self, cursor: UUID | None, limit: int, *, prefix: str | None = None,
+        tenant: str | None = None,
+    ) -> list[ApiKey]:  # fmt: skip
+        """Keys that are no node's, newest first; `prefix` is what their prefixes begin with."""
+        query = sa.select(api_keys).where(api_keys.c.node_id.is_(None))
+        if prefix is not None:
+            query = query.where(api_keys.c.prefix.startswith(prefix, autoescape=True))
+        if tenant is not None:
+            query = query.where(api_keys.c.tenant == tenant)
+        found = await self._connection.execute(page(query, api_keys.c.id, cursor, limit))
+        return [_key(row) for row in found.mappings()]
 
     async def get(self, id: UUID) -> ApiKey | None:
         """A key that is no node's; locked until this transaction ends."""

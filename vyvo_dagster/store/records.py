@@ -17,6 +17,7 @@ __all__ = [
     "ApiKey",
     "ArtifactRow",
     "Assignment",
+    "AuditEntry",
     "Build",
     "DeadEntry",
     "Job",
@@ -263,6 +264,19 @@ class ApiKey:
     last_used_at: datetime | None
     revoked_at: datetime | None
     limits: "KeyLimits"
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """A row of audit_log."""
+
+    id: UUID
+    tenant: str
+    key_prefix: str
+    action: str
+    subject: str
+    detail: Mapping[str, Any]
+    created_at: datetime
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,8 +25,10 @@ from api.nodes import endpoints as nodes
 from api.openapi import add_openapi
 from api.queue import endpoints as queue
 from api.timing import Timing
+from api.tracing import Tracing
 from api.workflows import endpoints as workflows
 from vyvo_dagster.settings import S3Settings, Settings
+from vyvo_dagster.telemetry import tracing
 
 __all__ = ["create_app"]
 
@@ -75,4 +77,6 @@ def create_app(settings: Settings, s3: S3Settings | None = None) -> FastAPI:
     app.add_middleware(Express)  # the innermost
     app.add_middleware(BodyLimit)
     app.add_middleware(Timing)
+    if tracing.on():
+        app.add_middleware(Tracing)
     return app

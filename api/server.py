@@ -1,7 +1,6 @@
 """The api process: `vyvo api`."""
 
 import asyncio
-import logging
 import socket
 import sys
 from typing import Final
@@ -11,7 +10,8 @@ import uvicorn
 from api.app import create_app
 from vyvo_dagster import collector
 from vyvo_dagster.errors import VyvoError
-from vyvo_dagster.settings import Settings
+from vyvo_dagster.settings import S3Settings, Settings
+from vyvo_dagster.telemetry import logs, tracing
 
 __all__ = ["Server", "run"]
 
@@ -37,14 +37,11 @@ class Server(uvicorn.Server):
 
 def run() -> None:
     """Serve until SIGINT or SIGTERM; requests under way get five seconds."""
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    # httpx writes a line per request to Dagster.
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    settings = Settings()  # pyright: ignore[reportCallIssue]
+    settings, s3 = Settings(), S3Settings()
+    logs.configure(settings.log_format, secrets=logs.secrets_of(settings, s3))
+    tracing.start("api")
     try:
-        app = create_app(settings)
+        app = create_app(settings, s3)
     except VyvoError as error:
         sys.exit(f"the api cannot start: {error.detail}")
     config = uvicorn.Config(
@@ -52,4 +49,7 @@ def run() -> None:
         ws="none", access_log=False, log_config=None, lifespan="on", server_header=False,
         timeout_graceful_shutdown=_GRACE_SECONDS, timeout_keep_alive=30,
     )  # fmt: skip
-    Server(config).run()
+    try:
+        Server(config).run()
+    finally:
+        tracing.stop()

@@ -29,11 +29,13 @@ from vyvo_dagster.building.types import BuildCanceled
 from vyvo_dagster.domain.build import BUILD, BuildState
 from vyvo_dagster.domain.model import VersionState
 from vyvo_dagster.errors import VyvoError
+from vyvo_dagster.execution.tracing import op_trace
 from vyvo_dagster.store.database import Store
 from vyvo_dagster.store.records import Build, ModelVersion
 from vyvo_dagster.streams import keys
+from vyvo_dagster.telemetry import logs, metrics, tracing
 
-__all__ = ["BuildRun", "build_step", "end_build"]
+__all__ = ["BuildRun", "build_step", "count_build", "end_build"]
 
 _log = logging.getLogger(__name__)
 _WATCH_SECONDS: Final = 0.5
@@ -69,7 +71,12 @@ def build_step(
     build, version = take_build(context, store)
     secrets = [objects.secret_key, *(v for k, v in build.env.items() if _SECRET_NAME.search(k))]
     spool = building.scratch(str(build.id)) / "log.jsonl"
+    trace = op_trace(
+        context.run.run_id, context.op_execution_context.get_step_execution_context().step.key
+    )
     with ExitStack() as stack:
+        stack.enter_context(logs.bound(build_id=str(build.id)))
+        stack.enter_context(tracing.within(trace))
         redis = stack.enter_context(streams.connection())
         log = BuildLog(
             str(build.id), spool, redis, keys.build_log(build.id), objects.store(), secrets=secrets
@@ -121,8 +128,8 @@ def end_build(
         _log.warning("the log of build %s was not closed: %s", build.id, unavailable)
         url, count = None, log.lines
 
-    async def record(db: Store) -> None:
-        await db.builds.move(build.id, state, error=error)
+    async def record(db: Store) -> Build | None:
+        ended = await db.builds.move(build.id, state, error=error)
         await db.builds.update(build.id, log_url=url, log_lines=count)
         version = await db.models.version_by_id(build.version_id)
         # Not when another build has it by now.
@@ -130,8 +137,19 @@ def end_build(
             await db.models.update(
                 version.id, frozenset({VersionState.BUILDING}), {"state": VersionState.DRAFT}
             )
+        return ended
 
-    store.call(record)
+    count_build(store.call(record))
+
+
+def count_build(ended: Build | None) -> None:
+    """Measure a build that has just ended; None is one that had ended before."""
+    if ended is not None and ended.started_at is not None and ended.finished_at is not None:
+        seconds = (ended.finished_at - ended.started_at).total_seconds()
+        backend = str(ended.backend_used or ended.backend)
+        metrics.BUILD_DURATION.labels(ended.template, backend, str(ended.state)).observe(seconds)
+        for phase, spent in ended.durations.items():
+            metrics.BUILD_PHASES.labels(backend, phase).observe(spent)
 
 
 def _cancel_asked(context: AssetExecutionContext, run: BuildRun, store: StoreResource) -> bool:

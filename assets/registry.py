@@ -1,10 +1,11 @@
 """`model_version`: the registry's entry, made ready as the last step of a build."""
 
 import asyncio
+from dataclasses import replace
 
 from dagster import AssetExecutionContext, MaterializeResult, asset
 
-from assets.build_run import BuildRun, build_step
+from assets.build_run import BuildRun, build_step, count_build
 from resources import BuildingResource, ObjectsResource, StoreResource, StreamsResource
 from vyvo_dagster.building.types import BuildCanceled
 from vyvo_dagster.domain.build import BuildState
@@ -42,7 +43,8 @@ def model_version(
         if built is None or built.image is None or built.image_digest is None:
             raise BuildFailed("register: the build has no image; materialize runner_image first")
         run.log.line(_STEP, f"{built.model_id} {built.version} is ready with {built.image}")
-        log_url = store.call(lambda db: _register(db, run, built))
+        ended = store.call(lambda db: _register(db, run, built))
+        count_build(ended)
         return MaterializeResult(
             value=None,
             metadata={
@@ -53,14 +55,15 @@ def model_version(
                 "digest": built.image_digest,
                 "weights_sha256": run.version.weights_sha256 or "none",
                 "build_id": str(built.id),
-                "log_url": log_url,
+                "log_url": ended.log_url,
             },
         )
 
 
-async def _register(db: Store, run: BuildRun, built: Build) -> str:
-    """Returns the log's URL."""
-    if await db.builds.move(built.id, BuildState.SUCCEEDED) is None:
+async def _register(db: Store, run: BuildRun, built: Build) -> Build:
+    """Returns the build as it ended."""
+    ended = await db.builds.move(built.id, BuildState.SUCCEEDED)
+    if ended is None:
         raise BuildCanceled("register: the build was canceled")
     ready = await db.models.move(
         run.version.id,
@@ -74,4 +77,4 @@ async def _register(db: Store, run: BuildRun, built: Build) -> str:
     # who sees it succeeded finds the whole log.
     log_url = await asyncio.to_thread(run.log.close, BuildState.SUCCEEDED)
     await db.builds.update(built.id, log_url=log_url, log_lines=run.log.lines)
-    return log_url
+    return replace(ended, log_url=log_url)

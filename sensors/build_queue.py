@@ -27,7 +27,7 @@ from resources import StoreResource, StreamsResource
 from vyvo_dagster.domain.build import partition_key
 from vyvo_dagster.errors import Unavailable
 from vyvo_dagster.execution.lease import Lease, read_lease
-from vyvo_dagster.execution.names import BUILD_ID_TAG, LOST_TAG, MODEL_VERSIONS
+from vyvo_dagster.execution.names import BUILD_ID_TAG, LOST_TAG, MODEL_VERSIONS, TRACE_TAG
 from vyvo_dagster.store.records import Build
 from vyvo_dagster.streams import entries, keys
 from vyvo_dagster.streams.client import AsyncRedis
@@ -89,10 +89,11 @@ def _request(build: Build) -> RunRequest:
     assert claimed is not None  # set by the claim
     partition = partition_key(build.model_id, build.version)
     # With the tag set, as a direct launch sets it, Dagster need not load all partitions to check it.
+    tags = {BUILD_ID_TAG: str(build.id), PARTITION_NAME_TAG: partition}
+    if build.traceparent is not None:
+        tags[TRACE_TAG] = build.traceparent
     return RunRequest(
-        run_key=f"{build.id}:{claimed.timestamp():.6f}",
-        partition_key=partition,
-        tags={BUILD_ID_TAG: str(build.id), PARTITION_NAME_TAG: partition},
+        run_key=f"{build.id}:{claimed.timestamp():.6f}", partition_key=partition, tags=tags
     )
 
 

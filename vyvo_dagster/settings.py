@@ -10,9 +10,10 @@ from typing import Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-__all__ = ["AgentSettings", "EngineChoice", "HostsSettings", "S3Settings", "Settings"]
+__all__ = ["AgentSettings", "EngineChoice", "HostsSettings", "LogFormat", "S3Settings", "Settings"]
 
 EngineChoice = Literal["auto", "docker", "process"]
+LogFormat = Literal["text", "json"]
 BuildBackendChoice = Literal["auto", "buildx", "github_actions", "venv"]
 
 
@@ -76,6 +77,19 @@ class Settings(BaseSettings):
         default=0, ge=0, le=65535,
         description="Port of the workflow reporter's /healthz and /metrics; 0 serves none.",
     )  # fmt: skip
+    worker_port: int = Field(
+        default=0,
+        ge=0,
+        le=65535,
+        description="Port of the Celery worker's /metrics; 0 serves none.",
+    )
+    metrics_host: str = Field(
+        default="127.0.0.1",
+        description="Address that those four ports bind; they ask for no key.",
+    )
+    log_format: LogFormat = Field(
+        default="text", description="Lines of logs: text for people, or one JSON object each."
+    )
     workflow_lease_seconds: float = Field(
         default=15.0, gt=0,
         description="After so long without a sign of its engine a workflow run is taken over.",
@@ -291,6 +305,16 @@ class AgentSettings(BaseSettings):
         default=64 << 20,
         ge=1 << 10,
         description="What is read of one prediction's output; bounds this process's memory.",
+    )
+    log_format: LogFormat = Field(
+        default="text", description="Lines of its log: text for people, or one JSON object each."
+    )
+    metrics_port: int = Field(
+        default=0, ge=0, le=65535,
+        description="Port of the agent's /healthz and /metrics; 0 serves none.",
+    )  # fmt: skip
+    metrics_host: str = Field(
+        default="127.0.0.1", description="Address that this port binds; it asks for no key."
     )
     allow_noop: bool = Field(
         default=False,

@@ -15,6 +15,7 @@ import httpx
 from vyvo_dagster.domain.build import partition_key
 from vyvo_dagster.errors import Unavailable
 from vyvo_dagster.store.database import Database
+from vyvo_dagster.store.records import Build
 
 __all__ = ["Launcher"]
 
@@ -85,7 +86,7 @@ class Launcher:
             return
         launched = False
         try:
-            run_id = await self._launch(build_id, partition_key(build.model_id, build.version))
+            run_id = await self._launch(build)
             launched = True
             log.info("build %s is run %s", build_id, run_id)
         except Unavailable as error:
@@ -105,8 +106,11 @@ class Launcher:
         except Unavailable as error:
             log.warning("run %s was not terminated: %s", run_id, error)
 
-    async def _launch(self, build_id: UUID, partition: str) -> str:
-        tags = {"dagster/partition": partition, "vyvo/build_id": str(build_id)}
+    async def _launch(self, build: Build) -> str:
+        partition = partition_key(build.model_id, build.version)
+        tags = {"dagster/partition": partition, "vyvo/build_id": str(build.id)}
+        if build.traceparent is not None:
+            tags["vyvo/traceparent"] = build.traceparent
         params = {
             "selector": {"jobName": _JOB, **_REPOSITORY},
             "runConfigData": {},

@@ -24,6 +24,7 @@ from vyvo_dagster.errors import IllegalTransition, InvalidInput, InvalidWeightsU
 from vyvo_dagster.store.database import Store
 from vyvo_dagster.store.records import Build
 from vyvo_dagster.streams import keys
+from vyvo_dagster.telemetry import tracing
 
 __all__ = ["cancel", "find", "paper", "submit"]
 
@@ -110,6 +111,7 @@ async def _write(
         repo=body.repo, ref=body.ref, weights_uri=body.weights_uri, env=dict(body.env),
         base_image=body.base_image,
         backend=body.backend or BuildBackend(context.settings.build_backend),
+        traceparent=tracing.traceparent(),
     )  # fmt: skip
     await store.outbox.add(keys.BUILDS, {"id": str(build_id)})
     await store.keys.audit(

@@ -46,6 +46,7 @@ class EndedJob:
     model_id: str
     state: JobState
     seconds: Mapping[str, float]
+    traceparent: str | None = None
 
 
 @dataclass(slots=True)
@@ -84,6 +85,7 @@ class Judgement:
         self._outcomes: dict[_Key, tuple[str, str | None]] = {}
         self._running: dict[UUID, _Running] = {}
         self._ends: list[tuple[ReportedJob, End]] = []
+        self._traces: dict[UUID, str] = {}
         self._artifacts: list[dict[str, Any]] = []
 
     @classmethod
@@ -133,7 +135,9 @@ class Judgement:
         now = await reports.end(self._node_id, [end for _, end in self._ends])
         await self._store.artifacts.add_many(self._artifacts)
         if now is not None:
-            self.told.ended += [_measured(job, end.state, now) for job, end in self._ends]
+            self.told.ended += [
+                _measured(job, end.state, now, self._traces.get(job.id)) for job, end in self._ends
+            ]
 
     def _progress(self, job_id: UUID, report: ProgressReport) -> tuple[JobState, bool]:
         job = self._current(job_id, report.attempt)
@@ -211,6 +215,8 @@ class Judgement:
             None if output is None else json.dumps(output), code, message, json.dumps(timings),
         )  # fmt: skip
         self._ends.append((job, end))
+        if report.traceparent is not None:
+            self._traces[job.id] = report.traceparent
         self._outcomes[job.id, report.attempt] = str(state), code
         rows = [_row(job, position, a) for position, a in enumerate(report.artifacts)]
         self._artifacts += rows
@@ -292,12 +298,15 @@ def _shape(row: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _measured(job: ReportedJob, state: JobState, ended_at: datetime) -> EndedJob:
+def _measured(
+    job: ReportedJob, state: JobState, ended_at: datetime, traceparent: str | None = None
+) -> EndedJob:
     if job.dispatched_at is None:
-        return EndedJob(job.model_id, state, {})
+        return EndedJob(job.model_id, state, {}, traceparent)
     spans = {
         "queue": job.dispatched_at - job.created_at,
         "run": ended_at - job.dispatched_at,
         "total": ended_at - job.created_at,
     }
-    return EndedJob(job.model_id, state, {k: span.total_seconds() for k, span in spans.items()})
+    seconds = {k: span.total_seconds() for k, span in spans.items()}
+    return EndedJob(job.model_id, state, seconds, traceparent)

@@ -7,6 +7,7 @@ from api.auth import Principal
 from api.context import Context
 from api.jobs.schemas import JobView, job_view
 from vyvo_dagster.dispatch.cancel import cancel_locked
+from vyvo_dagster.dispatch.ends import count_ends
 from vyvo_dagster.dispatch.requeue import announce
 from vyvo_dagster.domain.fairness import Weighing, place, rivals
 from vyvo_dagster.domain.job import JobState, Priority
@@ -89,5 +90,6 @@ async def cancel(context: Context, principal: Principal, job_id: UUID) -> JobVie
             )
         shown = await view(store, context, job)
     context.relay.kick()
+    count_ends(ended)
     await context.announcer.changes(ended)
     return shown

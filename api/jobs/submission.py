@@ -1,7 +1,6 @@
 """The gateway: jobs are checked, then written together with their stream entries."""
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
@@ -21,18 +20,18 @@ from vyvo_dagster.errors import Conflict, InvalidInput, Unavailable, VyvoError
 from vyvo_dagster.store.database import Store
 from vyvo_dagster.store.submissions import NewJob
 from vyvo_dagster.streams import keys
+from vyvo_dagster.telemetry import tracing
 
 __all__ = ["submit", "traceparent_or_none"]
 
 _INPUT_BYTES: Final = 256 << 10
 _TRIES: Final = 3
 _encode: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-_TRACEPARENT: Final = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 def traceparent_or_none(value: str | None) -> str | None:
-    """A W3C traceparent header if it is well formed."""
-    return value if value is not None and _TRACEPARENT.fullmatch(value) else None
+    """What a job's trace goes on from: this request's span, else a W3C traceparent that is well formed."""
+    return tracing.traceparent() or tracing.valid(value)
 
 
 async def submit(

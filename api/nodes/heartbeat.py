@@ -15,6 +15,7 @@ from uuid_utils.compat import uuid7
 
 from api.context import Context
 from api.nodes import gpus
+from vyvo_dagster.dispatch.ends import count_ends
 from vyvo_dagster.dispatch.requeue import requeue_lost
 from vyvo_dagster.domain.model import Resources
 from vyvo_dagster.domain.node import ASSIGNMENT, AssignmentState, NodeEventKind, NodeState
@@ -71,6 +72,7 @@ async def heartbeat(context: Context, node_id: UUID, body: Heartbeat) -> str:
         context.registry.drop()
     if outcome.handed_back:
         context.relay.kick()
+        count_ends(outcome.handed_back)
         await context.announcer.changes(outcome.handed_back)
     if outcome.wake:
         context.announcer.wake()

@@ -11,6 +11,7 @@ from uuid_utils.compat import uuid7
 
 from api.auth import Principal
 from api.context import Context
+from vyvo_dagster.dispatch.ends import count_ends
 from vyvo_dagster.dispatch.requeue import requeue_lost
 from vyvo_dagster.domain.node import NodeEventKind, parse_node_name
 from vyvo_dagster.domain.scope import Scope
@@ -90,6 +91,7 @@ async def register(context: Context, holder: Principal | None, body: Register) -
     if earlier is not None:
         await _empty(context, node_id)
     context.relay.kick()
+    count_ends(lost)
     await context.announcer.changes(lost)
     settings, s3 = context.settings, context.s3
     return RegisterAnswer(

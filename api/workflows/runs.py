@@ -22,6 +22,7 @@ from vyvo_dagster.domain.workflow.validation import check_run_inputs
 from vyvo_dagster.errors import Conflict, NotFound
 from vyvo_dagster.store.database import Store
 from vyvo_dagster.store.workflow_records import WorkflowRun
+from vyvo_dagster.telemetry import tracing
 
 __all__ = ["cancel", "detail", "find_run", "retry", "start"]
 
@@ -50,7 +51,7 @@ async def start(
             id=run_id, workflow_id=workflow.id, version_id=version.id, tenant=tenant,
             inputs=check_run_inputs(definition, body.inputs), trigger_kind=TriggerKind.API,
             trigger_key=trigger_key, priority=body.priority,
-            steps=first_steps(definition, run_id, uuid7, now),
+            steps=first_steps(definition, run_id, uuid7, now), traceparent=tracing.traceparent(),
         )  # fmt: skip
         if not made:
             return await _repeated(context, store, run, body), False
@@ -136,6 +137,7 @@ async def retry(
             inputs=old.inputs, trigger_kind=TriggerKind.RETRY, trigger_key=trigger_key,
             priority=old.priority, retry_of=id,
             steps=kept_for_retry(parse(version.definition), steps, run_id, uuid7, now),
+            traceparent=tracing.traceparent(),
         )  # fmt: skip
     if made:
         await _tell_queued(context, run)

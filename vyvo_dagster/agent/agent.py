@@ -42,6 +42,7 @@ from vyvo_dagster.errors import Conflict, InvalidInput
 from vyvo_dagster.objects import ObjectStore
 from vyvo_dagster.protocol.node import Capabilities, Heartbeat, HeartbeatAnswer, Register, S3Access
 from vyvo_dagster.settings import AgentSettings, S3Settings
+from vyvo_dagster.telemetry.health import probes, serve
 
 __all__ = ["Agent"]
 
@@ -126,7 +127,10 @@ class Agent:
     async def _until(self, stop: asyncio.Event, host: "_Host") -> BaseException | None:
         """Serve until the stop or until sessions cannot go on; return why they cannot."""
         sessions = asyncio.create_task(self._sessions(host))
-        reporting = host.group.create_task(host.reports.run(), name="reports")
+        beside = [
+            host.group.create_task(host.reports.run(), name="reports"),
+            host.group.create_task(_serve_metrics(self._settings), name="metrics"),
+        ]
         stopping = asyncio.create_task(stop.wait())
         try:
             await asyncio.wait({sessions, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -135,7 +139,7 @@ class Agent:
             sessions.cancel()
             await asyncio.wait({sessions})
             await self._leave()
-            await cancel_all([reporting])
+            await cancel_all(beside)
         return None if sessions.cancelled() else sessions.exception()
 
     async def _sessions(self, host: "_Host") -> None:
@@ -262,6 +266,15 @@ def _s3(access: S3Access) -> S3Settings:
         region=access.region,
         bucket_prefix=access.bucket_prefix,
     )
+
+
+async def _serve_metrics(settings: AgentSettings) -> None:
+    if settings.metrics_port:
+        try:
+            await serve(settings.metrics_port, probes, settings.metrics_host)
+        except OSError as error:
+            # Jobs matter more than what is told of them.
+            _log.error("metrics are not served: %s", error)
 
 
 def _grpc_url(settings: AgentSettings) -> str | None:

@@ -30,6 +30,7 @@ from vyvo_dagster.domain.artifact import artifacts_in
 from vyvo_dagster.domain.job import PREDICTION_FAILED, prediction_id
 from vyvo_dagster.errors import RunnerFailed, Unavailable, VyvoError
 from vyvo_dagster.protocol.job import Artifact, AttemptStatus, CompletionReport, JobError, RunOrder
+from vyvo_dagster.telemetry import tracing
 
 __all__ = ["Attempt", "AttemptNode", "StopReason"]
 
@@ -177,6 +178,10 @@ class Attempt:
         try:
             async with assignment.slot() as loaded:
                 self._mark("wait", self._taken)
+                now = time.time()
+                tracing.record(
+                    "wait for slot", tracing.traceparent(), now - self._timings["wait"], now
+                )
                 began = time.monotonic()
                 self._loaded = loaded
                 reporter.start()
@@ -184,7 +189,11 @@ class Attempt:
                     order.timeout_seconds, self.stop, StopReason.TIMED_OUT
                 )
                 try:
-                    return await self._followed(loaded, reporter)
+                    with tracing.span("predict", kind="client") as span:
+                        prediction = await self._followed(loaded, reporter)
+                        if prediction.error is not None:
+                            tracing.fail(span, prediction.error)
+                    return prediction
                 finally:
                     limit.cancel()
                     self._loaded = None
@@ -198,13 +207,15 @@ class Attempt:
     async def _followed(self, loaded: Loaded, reporter: ProgressReporter) -> Prediction:
         """The prediction's end, or the runner's."""
         order = self.order
+        # The runner's part of the trace is below this attempt's.
+        trace = tracing.traceparent() or order.traceparent
         context = {
             "prediction_id": self._prediction_id,
             "job_id": str(order.job_id),
             "attempt": str(order.attempt),
         }
-        if order.traceparent is not None:
-            context["traceparent"] = order.traceparent
+        if trace is not None:
+            context["traceparent"] = trace
         try:
             async with asyncio.timeout(None) as scope:
                 with loaded.watched(lambda: _cut(scope)):
@@ -213,7 +224,7 @@ class Attempt:
                         order.input,
                         reporter,
                         context=context,
-                        traceparent=order.traceparent,
+                        traceparent=trace,
                     )
         except TimeoutError:
             raise loaded.gone_error() from None
@@ -237,12 +248,15 @@ class Attempt:
         self._uploading = True
         uploader, order = self._node.uploader, self.order
         given = clean(prediction.output)
-        output = await _stored(lambda: uploader.externalize(given, order.job_id, order.attempt))
-        if prediction.size_bytes > _REPORT_BYTES:
-            _check_size(output)
-        artifacts = _artifacts(output)
-        if artifacts:
-            await _stored(lambda: uploader.check(artifacts))
+        with tracing.span("store outputs") as span:
+            output = await _stored(lambda: uploader.externalize(given, order.job_id, order.attempt))
+            if prediction.size_bytes > _REPORT_BYTES:
+                _check_size(output)
+            artifacts = _artifacts(output)
+            if artifacts:
+                await _stored(lambda: uploader.check(artifacts))
+            if span is not None:
+                span.set_attribute("vyvo.artifacts", len(artifacts))
         self._mark("upload", began)
         return self._report(AttemptStatus.SUCCEEDED, output=output, artifacts=artifacts)
 

@@ -19,6 +19,7 @@ from vyvo_dagster.protocol.job import (
     RunOrder,
 )
 from vyvo_dagster.protocol.node import AttemptRef
+from vyvo_dagster.telemetry import logs, metrics, tracing
 
 __all__ = ["Attempts"]
 
@@ -68,6 +69,7 @@ class Attempts:
             older.stop(StopReason.FENCED)
         self._newest[order.job_id] = order.attempt
         attempt = self._held[key] = Attempt(order, self._node)
+        metrics.AGENT_RUNNING.set(len(self._held))
         self._own(self._run(key, attempt), f"attempt {order.job_id}-{order.attempt}")
 
     def cancel(self, order: CancelOrder) -> None:
@@ -107,13 +109,29 @@ class Attempts:
         task.add_done_callback(self._tasks.discard)
 
     async def _run(self, key: _Key, attempt: Attempt) -> None:
+        order = attempt.order
+        ids = {"job_id": str(order.job_id), "attempt": order.attempt}
         try:
-            report = await attempt.outcome()
-            if report is not None:
-                await self._complete(key[0], report, attempt)
+            with (
+                logs.bound(**ids),
+                tracing.span(
+                    "run attempt", order.traceparent, kind="consumer",
+                    attributes={f"vyvo.{name}": value for name, value in ids.items()},
+                ) as span,
+            ):  # fmt: skip
+                report = await attempt.outcome()
+                _count(order.model_id, report)
+                if report is None:
+                    tracing.fail(span, "fenced")
+                else:
+                    report.traceparent = tracing.traceparent()
+                    if report.error is not None:
+                        tracing.fail(span, report.error.code)
+                    await self._complete(key[0], report, attempt)
         finally:
             self._remember(key)
             del self._held[key]
+            metrics.AGENT_RUNNING.set(len(self._held))
             if self._newest.get(key[0]) == key[1]:
                 del self._newest[key[0]]
 
@@ -155,6 +173,13 @@ class Attempts:
             self._ended.popitem(last=False)
 
 
+def _count(model_id: str, report: CompletionReport | None) -> None:
+    status = "fenced" if report is None else str(report.status)
+    metrics.AGENT_ATTEMPTS.labels(model_id, status).inc()
+    for phase, seconds in report.timings.items() if report is not None else ():
+        metrics.AGENT_PHASES.labels(model_id, phase).observe(seconds)
+
+
 def _refused(report: CompletionReport, detail: str) -> CompletionReport:
     """The report of a failure that stands for a success which the api does not take."""
     error = JobError(
@@ -162,5 +187,6 @@ def _refused(report: CompletionReport, detail: str) -> CompletionReport:
         message=f"the api does not take the runner's output: {detail}"[:8000],
     )
     return CompletionReport(
-        attempt=report.attempt, status=AttemptStatus.FAILED, error=error, timings=report.timings
-    )
+        attempt=report.attempt, status=AttemptStatus.FAILED, error=error, timings=report.timings,
+        traceparent=report.traceparent,
+    )  # fmt: skip

@@ -38,6 +38,9 @@ _SHORT: Final = httpx.Timeout(_CONNECT_SECONDS)
 _BUSY_FIRST: Final = 0.02
 _BUSY_LONGEST: Final = 1.0
 _MESSAGE_CHARS: Final = 8000
+# What `vyvo_runner.span` tells.
+_SPAN: Final = "vyvo_span"
+_SPAN_CHARS: Final = 1024
 _HEALTH_BYTES: Final = 4 << 20
 # What coglet says of every prediction that its worker had.
 _WORKER_CRASHED: Final = "Worker crashed"
@@ -109,6 +112,8 @@ class Listener(Protocol):
     def on_progress(self, fraction: float) -> None: ...
 
     def on_log(self, text: str) -> None: ...
+
+    def on_span(self, text: str) -> None: ...
 
 
 class CogClient:
@@ -236,6 +241,8 @@ async def _followed(answer: httpx.Response, listener: Listener, output_bytes: in
                 listener.on_log(str(data.get("data", "")))
             case "metric" if data.get("name") == "progress":
                 _progress(data.get("value"), listener.on_progress)
+            case "metric" if data.get("name") == _SPAN:
+                listener.on_span(str(data.get("value"))[:_SPAN_CHARS])
             case "completed":
                 return _prediction(data, len(event.data))
             case "error":

@@ -12,6 +12,7 @@ from vyvo_dagster.agent.control_plane import ControlPlane
 from vyvo_dagster.agent.join import Session
 from vyvo_dagster.errors import Conflict, Forbidden, NotFound, Unauthenticated, VyvoError
 from vyvo_dagster.protocol.node import Heartbeat, HeartbeatAnswer
+from vyvo_dagster.telemetry import metrics
 
 __all__ = ["Heartbeats"]
 
@@ -76,7 +77,8 @@ class Heartbeats:
     async def beat(self) -> None:
         """One heartbeat."""
         body = await self._compose(datetime.now(UTC))
-        answer = await self._control_plane.heartbeat(self._session.node_id, body)
+        with metrics.AGENT_HEARTBEAT.time():
+            answer = await self._control_plane.heartbeat(self._session.node_id, body)
         await self._applied(body, answer)
 
     async def leave(self, seconds: float) -> None:

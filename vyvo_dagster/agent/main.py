@@ -1,7 +1,6 @@
 """Entry point of the node agent."""
 
 import asyncio
-import logging
 import os
 import signal
 import sys
@@ -15,6 +14,7 @@ from vyvo_dagster import collector
 from vyvo_dagster.agent.agent import Agent
 from vyvo_dagster.errors import Conflict, InvalidInput, VyvoError
 from vyvo_dagster.settings import AgentSettings
+from vyvo_dagster.telemetry import logs, tracing
 
 __all__ = ["run"]
 
@@ -27,10 +27,14 @@ def run() -> None:
     Settings come from the environment (`AgentSettings`). Exits with 0 after an orderly end, with 2
     when the settings cannot work, with 1 when something that it needs is missing.
     """
-    _log_to_stderr()
     try:
         settings = AgentSettings()  # pyright: ignore[reportCallIssue]
-        code = uvloop.run(_serve(settings))
+        logs.configure(settings.log_format, secrets=logs.secrets_of(settings), one_line=True)
+        tracing.start("agent")
+        try:
+            code = uvloop.run(_serve(settings))
+        finally:
+            tracing.stop()
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         name = "_".join(str(part) for part in first["loc"]).upper()
@@ -64,23 +68,6 @@ async def _serve(settings: AgentSettings) -> int:
         sys.stderr.write(f"vyvo agent: {error}\n")
         return 1
     return 0
-
-
-class _OneLine(logging.Formatter):
-    """Time, level, logger and message on one line, whatever the message holds."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return " | ".join(
-            line.strip() for line in super().format(record).splitlines() if line.strip()
-        )
-
-
-def _log_to_stderr() -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_OneLine("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    for chatty in ("httpx", "httpcore", "urllib3", "docker"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 if __name__ == "__main__":

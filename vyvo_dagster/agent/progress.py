@@ -8,6 +8,7 @@ from typing import Final
 from uuid import UUID
 
 from vyvo_dagster.agent.reports import Answer, Reports
+from vyvo_dagster.agent.spans import record_runner_span
 from vyvo_dagster.agent.texts import clean
 from vyvo_dagster.errors import NotFound, StaleAttempt, VyvoError
 from vyvo_dagster.protocol.job import ProgressReport, ReportItem
@@ -20,6 +21,8 @@ _INTERVAL: Final = 0.2
 _LINES_PER_REPORT: Final = 500
 _LINES_KEPT: Final = 5000
 _LINE_CHARS: Final = 16000
+# Of one attempt; what a runner tells must not fill the way to the collector.
+_SPANS: Final = 128
 
 
 class ProgressReporter:
@@ -51,6 +54,7 @@ class ProgressReporter:
         self._fraction: float | None = None
         self._lines: deque[str] = deque()
         self._dropped = 0
+        self._spans = 0
         self._on_its_way = False
         self._ended = False
         self._pause: asyncio.TimerHandle | None = None
@@ -75,6 +79,12 @@ class ProgressReporter:
                 self._dropped += 1
             self._lines.append(line[:_LINE_CHARS])
         self._report()
+
+    def on_span(self, text: str) -> None:
+        """Tell the trace of a part of the prediction, which is as the runner says."""
+        if self._spans < _SPANS:
+            self._spans += 1
+            record_runner_span(text)
 
     def finish(self) -> None:
         """Report what is left. What ends the attempt goes the same way, behind it."""

@@ -25,6 +25,7 @@ from vyvo_dagster.errors import (
     VyvoError,
 )
 from vyvo_dagster.protocol.job import BATCH_BYTES, BATCH_ITEMS, ReportItem, ReportResult
+from vyvo_dagster.telemetry import metrics
 
 __all__ = ["Reports"]
 
@@ -70,6 +71,7 @@ class Reports:
             answer.set_result(InvalidInput(f"the report cannot be written as JSON: {error}"[:500]))
             return answer
         self._queue.append(_Queued(item, body, answer))
+        metrics.AGENT_REPORTS.set(len(self._queue))
         self._due.set()
         return answer
 
@@ -102,6 +104,7 @@ class Reports:
             queued = self._queue.popleft()
             if not queued.answer.done():
                 batch.append(queued)
+        metrics.AGENT_REPORTS.set(len(self._queue))
         return batch
 
     async def _deliver(self, batch: list[_Queued]) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from vyvo_dagster.domain.build import BuildBackend, BuildState
 from vyvo_dagster.errors import BuildFailed
+from vyvo_dagster.telemetry import tracing
 
 __all__ = [
     "BuildCanceled", "BuildContext", "BuildRequest", "BuildResult", "LockStore", "Log", "Phases", "Recipe",
@@ -119,7 +120,8 @@ class Phases:
         """Time what happens inside under `name`."""
         before = time.monotonic()
         try:
-            yield
+            with tracing.span(name):
+                yield
         finally:
             self.seconds[name] = round(time.monotonic() - before, 3)
 

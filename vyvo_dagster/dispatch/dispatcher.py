@@ -8,6 +8,7 @@ attempts whose orders `Repair.resend_orders` writes.
 """
 
 import asyncio
+import dataclasses
 import logging
 import time
 from collections import Counter, defaultdict, deque
@@ -34,6 +35,7 @@ from vyvo_dagster.streams.client import AsyncRedis
 from vyvo_dagster.streams.entries import Entry
 from vyvo_dagster.streams.handover import hand_over
 from vyvo_dagster.streams.queues import Queue, Waiting
+from vyvo_dagster.telemetry import tracing
 
 __all__ = ["Dispatcher"]
 
@@ -159,6 +161,8 @@ class Dispatcher:
             entries = [entry for entry in entries if entry not in poison]
             placed = await self._place(store, entries, candidates)
             orders = await store.dispatches.claim([d for _, d in placed], self._lease)
+        if tracing.on():
+            orders = [_traced(order) for order in orders]
         # A job that was placed and not claimed does not wait any more: its entry is done with too.
         done = [*poison, *(entry for entry, _ in placed)]
         for entry in done:
@@ -272,6 +276,25 @@ class Dispatcher:
                 if node is not None
             ]
         return placed
+
+
+def _traced(order: Order) -> Order:
+    """The order, whose trace goes on from the time that its job waited."""
+    if order.traceparent is None:
+        return order
+    now = time.time()
+    # The id of a job tells when it was made (UUIDv7); of one that was queued again, nothing here does.
+    waited_since = (order.job_id.int >> 80) / 1000 if order.attempt == 1 else now
+    attributes = {
+        "vyvo.job_id": str(order.job_id),
+        "vyvo.attempt": order.attempt,
+        "vyvo.model": order.model_id,
+    }
+    went = tracing.record(
+        "dispatch", order.traceparent, min(waited_since, now), now, kind="consumer",
+        attributes={**attributes, "vyvo.node_id": str(order.node_id)},
+    )  # fmt: skip
+    return dataclasses.replace(order, traceparent=went or order.traceparent)
 
 
 def _version(entry: Entry) -> Version:

@@ -10,7 +10,6 @@ from vyvo_dagster.concurrency import cancel_all
 from vyvo_dagster.dispatch.board import Board
 from vyvo_dagster.dispatch.dispatcher import Dispatcher
 from vyvo_dagster.dispatch.gauges import Gauges
-from vyvo_dagster.dispatch.health import probes, serve
 from vyvo_dagster.dispatch.loading import Loading
 from vyvo_dagster.dispatch.moving import Mover
 from vyvo_dagster.dispatch.relay import Relay
@@ -22,6 +21,7 @@ from vyvo_dagster.domain.node import HeartbeatPolicy
 from vyvo_dagster.settings import Settings
 from vyvo_dagster.store.database import Database
 from vyvo_dagster.streams.client import connect
+from vyvo_dagster.telemetry.health import probes, serve
 
 __all__ = ["orchestrate", "run"]
 
@@ -81,7 +81,11 @@ async def orchestrate(settings: Settings, stop: asyncio.Event) -> None:
                 }.items()
             ]
             if settings.orchestrator_port:
-                loops.append(tasks.create_task(serve(settings.orchestrator_port, probes)))
+                loops.append(
+                    tasks.create_task(
+                        serve(settings.orchestrator_port, probes, settings.metrics_host)
+                    )
+                )
             log.info("orchestrating")
             await stop.wait()
             await cancel_all(loops)
@@ -92,4 +96,5 @@ async def orchestrate(settings: Settings, stop: asyncio.Event) -> None:
 
 def run() -> None:
     """Entry point of `vyvo orchestrator`."""
-    run_service(lambda stop: orchestrate(Settings(), stop))
+    settings = Settings()
+    run_service("orchestrator", settings, lambda stop: orchestrate(settings, stop))

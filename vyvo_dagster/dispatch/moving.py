@@ -9,6 +9,7 @@ from uuid import UUID
 from uuid_utils.compat import uuid7
 
 from vyvo_dagster.dispatch.duties import loops
+from vyvo_dagster.dispatch.ends import count_ends
 from vyvo_dagster.dispatch.hosts import hosts_of
 from vyvo_dagster.dispatch.requeue import publish_job_changes, requeue_lost
 from vyvo_dagster.domain.node import AssignmentState, NodeEventKind
@@ -71,6 +72,7 @@ class Mover:
                 else:
                     await turn.unload(each, by_node[each.id], moved)
             await _end_drains(store, leaving)
+        count_ends(ended)
         await publish_job_changes(self._redis, ended)
 
 

@@ -1,22 +1,28 @@
 """The process around a service that runs until it is told to stop."""
 
 import asyncio
-import logging
 import signal
 from collections.abc import Awaitable, Callable
 
 import uvloop
 
 from vyvo_dagster import collector
+from vyvo_dagster.settings import Settings
+from vyvo_dagster.telemetry import logs, tracing
 
 __all__ = ["run_service"]
 
 
-def run_service(serve: Callable[[asyncio.Event], Awaitable[None]]) -> None:
-    """Run `serve` with an event that SIGINT and SIGTERM set; returns when it does."""
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+def run_service(
+    name: str, settings: Settings, serve: Callable[[asyncio.Event], Awaitable[None]]
+) -> None:
+    """Run `serve` with an event that SIGINT and SIGTERM set; returns when it does.
+
+    Args:
+        name: of the service, for its traces.
+    """
+    logs.configure(settings.log_format, secrets=logs.secrets_of(settings))
+    tracing.start(name)
 
     async def main() -> None:
         stop = asyncio.Event()
@@ -25,4 +31,7 @@ def run_service(serve: Callable[[asyncio.Event], Awaitable[None]]) -> None:
         collector.settle()
         await serve(stop)
 
-    uvloop.run(main())
+    try:
+        uvloop.run(main())
+    finally:
+        tracing.stop()

@@ -3,18 +3,20 @@
 import logging
 import math
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from datetime import timedelta
 from typing import Any
 
 from uuid_utils.compat import uuid7
 
 from vyvo_dagster.dispatch.duties import loops
+from vyvo_dagster.dispatch.ends import count_ends
 from vyvo_dagster.dispatch.requeue import publish_job_changes, requeue_lost, retry_due
 from vyvo_dagster.domain.job import JobState
 from vyvo_dagster.domain.node import HeartbeatPolicy, NodeEventKind, NodeState
 from vyvo_dagster.store.attempts import LOST, Gone
 from vyvo_dagster.store.database import Database
+from vyvo_dagster.store.records import Job
 from vyvo_dagster.streams.client import AsyncRedis
 
 __all__ = ["Upkeep"]
@@ -79,7 +81,7 @@ class Upkeep:
                 await requeue_lost(store, job, Gone(LOST), charged=True)
                 for job in await store.attempts.overdue(_BATCH)
             ]
-        await publish_job_changes(self._redis, [job for job in changed if job is not None])
+        await self._tell(changed)
 
     async def end_cancels(self) -> None:
         """End jobs whose agent did not report a cancel in time."""
@@ -90,7 +92,7 @@ class Upkeep:
                 )
                 for job in await store.attempts.cancels_due(_CANCEL_GRACE, _BATCH)
             ]
-        await publish_job_changes(self._redis, [job for job in changed if job is not None])
+        await self._tell(changed)
 
     async def retry_jobs(self) -> None:
         """Stream jobs again whose wait after a failed attempt is over."""
@@ -101,7 +103,7 @@ class Upkeep:
         """End jobs whose time in the queue is over."""
         async with self._database.transaction() as store:
             expired = await store.jobs.expire(_BATCH)
-        await publish_job_changes(self._redis, expired)
+        await self._tell(expired)
 
     async def watch_nodes(self) -> None:
         """Mark silent nodes suspect, then lost. Their attempts go back when their leases end."""
@@ -113,3 +115,9 @@ class Upkeep:
                     id=uuid7(), node_id=quiet.id, kind=_SILENT[to],
                     detail={"silent_seconds": round(quiet.silence.total_seconds(), 3)},
                 )  # fmt: skip
+
+    async def _tell(self, changed: Iterable[Job | None]) -> None:
+        """Count and announce, after the commit, what became of jobs."""
+        jobs = [job for job in changed if job is not None]
+        count_ends(jobs)
+        await publish_job_changes(self._redis, jobs)

@@ -7,6 +7,7 @@ starts an interpreter nor imports anything.
 """
 
 import importlib
+import logging
 import os
 import signal
 import sys
@@ -16,7 +17,13 @@ from types import FrameType
 from typing import Any, cast
 
 from celery import Task
-from celery.signals import worker_init, worker_process_init, worker_shutting_down
+from celery.signals import (
+    after_setup_logger,
+    worker_init,
+    worker_process_init,
+    worker_process_shutdown,
+    worker_shutting_down,
+)
 from celery.worker import state
 from dagster._grpc.types import ExecuteRunArgs, ResumeRunArgs
 from dagster._serdes import unpack_value
@@ -26,11 +33,15 @@ from dagster_celery.tasks import create_execute_job_task, create_resume_job_task
 from vyvo_dagster.execution.broker import CELERY_CONFIG
 from vyvo_dagster.execution.lease import hold_lease
 from vyvo_dagster.execution.names import CODE_LOCATION_MODULE
+from vyvo_dagster.execution.tracing import traced_run
 from vyvo_dagster.execution.warm import warm
-from vyvo_dagster.settings import Settings
+from vyvo_dagster.settings import S3Settings, Settings
 from vyvo_dagster.streams.client import connect_sync
+from vyvo_dagster.telemetry import logs, metrics, multiprocess, tracing
 
 __all__ = ["app"]
+
+log = logging.getLogger(__name__)
 
 _settings = Settings()
 app = make_app({
@@ -49,7 +60,13 @@ class RunTask(Task):
         run = cast("ExecuteRunArgs | ResumeRunArgs", unpack_value(packed))
         redis = connect_sync(_settings.redis_url)
         try:
-            with _signals_kept(), hold_lease(redis, run.run_id):
+            kind = "resume" if isinstance(run, ResumeRunArgs) else "execute"
+            with (
+                _signals_kept(),
+                hold_lease(redis, run.run_id),
+                metrics.WORKER_RUNS.labels(kind).time(),
+                traced_run(run.run_id),
+            ):
                 return super().__call__(*args, **kwargs)
         finally:
             redis.close()
@@ -82,17 +99,38 @@ def _signals_kept() -> Generator[None]:
             signal.signal(number, handler)
 
 
+@after_setup_logger.connect
+def _log_as_the_others(logger: logging.Logger, **_kwargs: Any) -> None:
+    logs.hide(*logs.secrets_of(_settings, S3Settings()))
+    for handler in logger.handlers:
+        handler.setFormatter(logs.formatter(_settings.log_format))
+
+
 @worker_init.connect
 def _preload(**_kwargs: Any) -> None:
     """Import the code location and what its runs use, in the process that the pool is forked from."""
     # By name, as Dagster itself loads it: execution stands below the code location.
     importlib.import_module(CODE_LOCATION_MODULE)
+    if _settings.worker_port:
+        folder = _settings.data_dir / "metrics" / f"worker-{_settings.worker_port}"
+        try:
+            multiprocess.share(folder)
+            multiprocess.serve(folder, _settings.worker_port, _settings.metrics_host)
+        except OSError as error:
+            # Runs matter more than what is told of them.
+            log.error("metrics are not served: %s", error)
 
 
 @worker_process_init.connect
 def _warm(**_kwargs: Any) -> None:
     """Do once what would else be paid by the first run of this process."""
+    tracing.start("worker")
     warm(importlib.import_module(CODE_LOCATION_MODULE).defs)
+
+
+@worker_process_shutdown.connect
+def _send_spans(**_kwargs: Any) -> None:
+    tracing.stop()
 
 
 @worker_shutting_down.connect

@@ -17,6 +17,7 @@ __all__ = [
     "OWNERS",
     "PARTITIONS",
     "RUNNER_IMAGE",
+    "TRACE_TAG",
     "TRAINING",
     "gpu_pool",
 ]
@@ -32,6 +33,8 @@ BUILD_JOB: Final = "build_runner"
 BUILD_ID_TAG: Final = "vyvo/build_id"
 LOST_TAG: Final = "vyvo/lost"
 """On a run that was ended because its message was lost; its build is launched again."""
+TRACE_TAG: Final = "vyvo/traceparent"
+"""The trace (W3C) that a run goes on with."""
 
 TRAINING: Final = AssetKey("digits_diffusion_training")
 MODEL_WEIGHTS: Final = AssetKey("model_weights")

@@ -47,6 +47,8 @@ class Addresses:
     workflow_code_port: int
     workflow_port: int
     workflow_reporter_port: int
+    worker_port: int
+    agent_ports: tuple[int, ...] = ()
     dagster_port: int | None
     grpc_port: int | None = None
 
@@ -57,6 +59,19 @@ class Addresses:
     @property
     def dagster_url(self) -> str | None:
         return None if self.dagster_port is None else f"http://{LOOPBACK}:{self.dagster_port}"
+
+    @property
+    def metrics_urls(self) -> dict[str, str]:
+        """Where each part of the stack that measures is scraped, by the part's name."""
+        ports = {
+            "api": self.api_port,
+            "orchestrator": self.orchestrator_port,
+            "workflow-engine": self.workflow_port,
+        }
+        if self.dagster_port is not None:
+            ports |= {"workflow-reporter": self.workflow_reporter_port, "worker": self.worker_port}
+        ports |= {f"agent-{n}": port for n, port in enumerate(self.agent_ports, 1)}
+        return {name: f"http://{LOOPBACK}:{port}/metrics" for name, port in ports.items()}
 
     @property
     def grpc_url(self) -> str | None:
@@ -95,6 +110,8 @@ def environment(
         "VYVO_ORCHESTRATOR_PORT": str(addresses.orchestrator_port),
         "VYVO_WORKFLOW_PORT": str(addresses.workflow_port),
         "VYVO_WORKFLOW_REPORTER_PORT": str(addresses.workflow_reporter_port),
+        "VYVO_WORKER_PORT": str(addresses.worker_port),
+        "VYVO_METRICS_HOST": LOOPBACK,
         "VYVO_ADMIN_KEY": credentials.admin_key,
         "VYVO_JOIN_TOKEN": credentials.join_token,
         "VYVO_ENGINE": engine,
@@ -203,6 +220,8 @@ def agent(
             # Where the venv build backend of the same machine puts its environments.
             "VYVO_AGENT_VENV_DIR": str(data_dir / "venvs"),
             "VYVO_AGENT_ENGINE": engine,
+            "VYVO_AGENT_METRICS_PORT": str(addresses.agent_ports[number - 1]),
+            "VYVO_AGENT_METRICS_HOST": LOOPBACK,
         },
         preloads=True,
         stop_grace=25.0,

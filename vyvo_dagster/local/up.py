@@ -188,6 +188,7 @@ def _print_json(addresses: Addresses, credentials: Credentials, pids: dict[str, 
         "s3": addresses.s3_endpoint,
         "postgres_dsn": addresses.postgres_dsn,
         "redis_url": addresses.redis_url,
+        "metrics": addresses.metrics_urls,
         "pids": {"up": os.getpid(), **pids},
     }
     sys.stdout.write(json.dumps(answer) + "\n")
@@ -236,6 +237,8 @@ def _servers(
         workflow_code_port=ports.take("workflow-jobs"),
         workflow_port=ports.take("workflow-engine"),
         workflow_reporter_port=ports.take("workflow-reporter"),
+        worker_port=ports.take("worker"),
+        agent_ports=tuple(ports.take(f"agent-{n}") for n in range(1, options.agents + 1)),
         dagster_port=dagster_port,
         grpc_port=grpc_port,
     )

@@ -131,6 +131,9 @@ class CompletionReport(_Model):
     output: Any = None
     error: JobError | None = None
     timings: dict[str, float] = Field(default_factory=dict, max_length=32)
+    traceparent: Annotated[str, Field(max_length=64)] | None = Field(
+        default=None, description="W3C trace context of the attempt, where it is traced."
+    )
 
 
 class ReportItem(_Model):

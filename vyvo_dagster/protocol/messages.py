@@ -74,6 +74,7 @@ def completion_request(job_id: UUID, report: CompletionReport) -> pb.CompleteJob
             output_json="" if report.output is None else json.dumps(report.output),
             error=None if error is None else pb.JobError(code=error.code, message=error.message),
             timings=report.timings,
+            traceparent=report.traceparent,
         )
     except ValueError as wrong:
         raise InvalidInput(f"the report cannot be sent: {wrong}") from wrong
@@ -93,6 +94,8 @@ def completion_of(message: pb.CompleteJobRequest) -> tuple[UUID, CompletionRepor
         "output": _output(message.output_json),
         "timings": dict(message.timings),
     }
+    if message.HasField("traceparent"):
+        report["traceparent"] = message.traceparent
     if message.HasField("error"):
         report["error"] = {"code": message.error.code, "message": message.error.message}
     return _uuid(message.job_id), CompletionReport.model_validate(report)

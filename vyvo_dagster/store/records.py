@@ -101,6 +101,7 @@ class Build:
     log_lines: int | None
     error: str | None
     durations: Mapping[str, float]
+    traceparent: str | None
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None

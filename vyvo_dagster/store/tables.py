@@ -104,6 +104,7 @@ runner_builds = sa.Table(
     sa.Column("log_lines", sa.Integer),
     sa.Column("error", sa.Text),
     sa.Column("durations", JSONB, nullable=False, server_default="{}"),
+    sa.Column("traceparent", sa.Text, comment="W3C trace context of the request."),
     _now(),
     sa.Column("started_at", _TIME),
     sa.Column("finished_at", _TIME),

@@ -66,6 +66,7 @@ class WorkflowRun:
     lease_expires_at: datetime | None
     revision: int
     reported_revision: int
+    traceparent: str | None
     created_at: datetime
     started_at: datetime | None
     completed_at: datetime | None

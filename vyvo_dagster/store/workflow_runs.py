@@ -83,7 +83,7 @@ class WorkflowRunRepository:
         self, *, id: UUID, workflow_id: UUID, version_id: UUID, tenant: str,
         inputs: Mapping[str, Any], trigger_kind: TriggerKind, trigger_key: str | None,
         priority: Priority | None, steps: Sequence[Step], retry_of: UUID | None = None,
-        dagster_run_id: str | None = None,
+        dagster_run_id: str | None = None, traceparent: str | None = None,
     ) -> tuple[WorkflowRun, bool]:  # fmt: skip
         """Queue a run with its steps; or the run that the trigger key has started before, and False.
 
@@ -96,7 +96,7 @@ class WorkflowRunRepository:
                 id=id, workflow_id=workflow_id, version_id=version_id, tenant=tenant,
                 state=RunState.QUEUED, inputs=dict(inputs), trigger_kind=trigger_kind,
                 trigger_key=trigger_key, priority=priority, retry_of=retry_of,
-                dagster_run_id=dagster_run_id or str(id),
+                dagster_run_id=dagster_run_id or str(id), traceparent=traceparent,
             )
             .on_conflict_do_nothing()
             .returning(_R.id)

@@ -84,6 +84,7 @@ workflow_runs: Final = sa.Table(
         "reported_revision", sa.BigInteger, nullable=False, server_default="-1",
         comment="Up to where Dagster was told.",
     ),
+    sa.Column("traceparent", sa.Text, comment="W3C trace context of the request."),
     now_column(),
     sa.Column("started_at", TIME),
     sa.Column("completed_at", TIME),

@@ -1,7 +1,9 @@
 """Every Prometheus metric of this system, in one place.
 
-Each process serves its own; sums over processes are the scraper's work. What only rows can tell
-(queues, nodes) is read by `dispatch.gauges`.
+Each process serves its own; sums over processes are the scraper's work (the Celery worker's pool
+shares one, see `telemetry.multiprocess`). What only rows can tell (queues, nodes) is read by
+`dispatch.gauges` and told by every api and orchestrator: take its maximum, not its sum. Labels are
+names of registered things, patterns of routes or members of an enum; never an id.
 """
 
 from typing import Final
@@ -9,7 +11,13 @@ from typing import Final
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, generate_latest
 
 __all__ = [
+    "AGENT_ATTEMPTS",
+    "AGENT_HEARTBEAT",
+    "AGENT_PHASES",
+    "AGENT_REPORTS",
+    "AGENT_RUNNING",
     "BUILD_DURATION",
+    "BUILD_PHASES",
     "CONTENT_TYPE",
     "GPU_MEMORY",
     "GPU_UTILIZATION",
@@ -24,6 +32,7 @@ __all__ = [
     "QUEUE_OLDEST",
     "SSE_CLIENTS",
     "WEBHOOKS",
+    "WORKER_RUNS",
     "WORKFLOW_EVENTS",
     "WORKFLOW_LIVE",
     "WORKFLOW_REPORT_LAG",
@@ -69,7 +78,9 @@ JOB_LATENCY: Final = Histogram(
 )
 JOBS: Final = Counter("vyvo_jobs_total", "Jobs that ended.", ["model", "status"])
 NODE_CAPACITY: Final = Gauge(
-    "vyvo_node_capacity", "What a node has: cpus, memory_bytes, gpus, slots.", ["node", "kind"]
+    "vyvo_node_capacity",
+    "What a node has: cpus, memory_bytes, gpus, gpu_memory_bytes, slots.",
+    ["node", "kind"],
 )
 NODE_UP: Final = Gauge("vyvo_node_up", "1 while a node is ready.", ["node"])
 GPU_MEMORY: Final = Gauge("vyvo_gpu_memory_bytes", "GPU memory in use.", ["node", "gpu"])
@@ -81,6 +92,38 @@ BUILD_DURATION: Final = Histogram(
     "Time of a build from start to end.",
     ["template", "backend", "status"],
     buckets=_BUILD_SECONDS,
+)
+BUILD_PHASES: Final = Histogram(
+    "vyvo_build_phase_seconds",
+    "Time of a build's phases: base, lock, build, check, total and such.",
+    ["backend", "phase"],
+    buckets=_BUILD_SECONDS,
+)
+WORKER_RUNS: Final = Histogram(
+    "vyvo_worker_run_seconds",
+    "Time that a Celery worker had for a Dagster run: execute, resume.",
+    ["kind"],
+    buckets=_BUILD_SECONDS,
+)
+AGENT_ATTEMPTS: Final = Counter(
+    "vyvo_agent_attempts_total",
+    "Attempts that ended on this node, by what was reported; fenced: nothing was.",
+    ["model", "status"],
+)
+AGENT_PHASES: Final = Histogram(
+    "vyvo_agent_attempt_seconds",
+    "Time of an attempt's phases on its node: wait, predict, upload, total.",
+    ["model", "phase"],
+    buckets=_JOB_SECONDS,
+)
+AGENT_RUNNING: Final = Gauge(
+    "vyvo_agent_attempts_running", "Attempts on this node whose end was not reported yet."
+)
+AGENT_REPORTS: Final = Gauge("vyvo_agent_reports_waiting", "Reports still to be sent to the api.")
+AGENT_HEARTBEAT: Final = Histogram(
+    "vyvo_agent_heartbeat_seconds",
+    "Time until a heartbeat was answered.",
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
 )
 SSE_CLIENTS: Final = Gauge("vyvo_sse_clients", "Open event streams.", ["route"])
 OUTBOX_LAG: Final = Gauge(

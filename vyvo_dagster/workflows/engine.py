@@ -19,6 +19,7 @@ import psycopg
 from redis.exceptions import RedisError
 from uuid_utils.compat import uuid7
 
+from vyvo_dagster.dispatch.ends import count_ends
 from vyvo_dagster.domain.job import JobEventKind
 from vyvo_dagster.domain.workflow.definition import Definition, parse
 from vyvo_dagster.domain.workflow.names import Sign
@@ -35,6 +36,7 @@ from vyvo_dagster.telemetry import metrics
 from vyvo_dagster.workflows.announcing import tell
 from vyvo_dagster.workflows.http_step import HttpSteps
 from vyvo_dagster.workflows.live import Attempt, LiveRun
+from vyvo_dagster.workflows.measuring import measure
 from vyvo_dagster.workflows.requests import Requests, interrupted
 from vyvo_dagster.workflows.submission import JobMaker
 from vyvo_dagster.workflows.turn import Retired, Turn, Turned
@@ -367,6 +369,7 @@ class WorkflowEngine:
             self._forget(live.row.id)
         for turned in turn.turned:
             self._install_run(turned)
+        count_ends(turn.canceled)
 
     def _install_run(self, turned: Turned) -> None:
         live = turned.live
@@ -379,11 +382,8 @@ class WorkflowEngine:
             if step.job_id is not None and not step.ended:
                 self._run_of[step.job_id] = live.row.id
             live.requests.pop((step.id, step.attempt), None)
-        for step in turned.changed.values():
-            if step.ended:
-                metrics.WORKFLOW_STEPS.labels(str(step.state)).inc()
+        measure(turned.row, turned.changed.values(), turned.end, datetime.now(UTC))
         if turned.end is not None:
-            metrics.WORKFLOW_RUNS.labels(str(turned.end.state)).inc()
             self._forget(live.row.id)
             return
         if live.wake_at is not None and live.wake_at != woke_at:

@@ -6,7 +6,6 @@ import logging
 from datetime import timedelta
 
 from vyvo_dagster.concurrency import cancel_all
-from vyvo_dagster.dispatch.health import probes, serve
 from vyvo_dagster.dispatch.service import run_service
 from vyvo_dagster.domain.workflow.names import Sign
 from vyvo_dagster.errors import Unavailable, VyvoError
@@ -15,6 +14,8 @@ from vyvo_dagster.settings import S3Settings, Settings
 from vyvo_dagster.store.database import Database
 from vyvo_dagster.streams.client import connect
 from vyvo_dagster.streams.hub import EventHub
+from vyvo_dagster.telemetry import logs
+from vyvo_dagster.telemetry.health import probes, serve
 from vyvo_dagster.workflows.engine import WorkflowEngine
 from vyvo_dagster.workflows.http_step import HttpSteps
 from vyvo_dagster.workflows.intake import Intake
@@ -62,7 +63,9 @@ async def drive(settings: Settings, s3: S3Settings, stop: asyncio.Event) -> None
                 }.items()
             ]
             if settings.workflow_port:
-                loops.append(tasks.create_task(serve(settings.workflow_port, probes)))
+                loops.append(
+                    tasks.create_task(serve(settings.workflow_port, probes, settings.metrics_host))
+                )
             log.info("driving workflow runs as %s", engine.id)
             await stop.wait()
             await cancel_all(loops)
@@ -76,4 +79,6 @@ async def drive(settings: Settings, s3: S3Settings, stop: asyncio.Event) -> None
 
 def run() -> None:
     """Entry point of `vyvo workflow-engine`."""
-    run_service(lambda stop: drive(Settings(), S3Settings(), stop))
+    settings, s3 = Settings(), S3Settings()
+    logs.hide(*logs.secrets_of(s3))
+    run_service("workflow-engine", settings, lambda stop: drive(settings, s3, stop))

@@ -13,6 +13,7 @@ from vyvo_dagster.domain.workflow.state import TriggerKind
 from vyvo_dagster.domain.workflow.validation import check_run_inputs
 from vyvo_dagster.store.database import Store
 from vyvo_dagster.store.workflow_records import WorkflowRun, WorkflowVersion
+from vyvo_dagster.telemetry import tracing
 
 __all__ = ["start_run"]
 
@@ -35,4 +36,5 @@ async def start_run(
         id=run_id, workflow_id=version.workflow_id, version_id=version.id, tenant=version.tenant,
         inputs=given, trigger_kind=kind, trigger_key=key, priority=priority,
         steps=first_steps(definition, run_id, uuid7, now), dagster_run_id=dagster_run_id,
+        traceparent=tracing.traceparent() or tracing.record("start workflow run", None, now, now),
     )  # fmt: skip

@@ -48,7 +48,9 @@ class JobMaker:
         """A version that was taken for servable is not: look again."""
         self._kept.clear()
 
-    async def make(self, store: Store, tenant: str, start: Start) -> NewJob:
+    async def make(
+        self, store: Store, tenant: str, start: Start, traceparent: str | None = None
+    ) -> NewJob:
         """The job of a step's attempt.
 
         Raises:
@@ -69,7 +71,7 @@ class JobMaker:
             id=uuid7(), tenant=tenant, model_id=version.model_id, version_id=version.id,
             version=version.version, priority=start.priority, input=text,
             max_attempts=self._max_attempts,
-            ttl_seconds=DEFAULT_TTL[start.priority].total_seconds(), traceparent=None,
+            ttl_seconds=DEFAULT_TTL[start.priority].total_seconds(), traceparent=traceparent,
             stream=keys.jobs(version.model_id, version.version, start.priority, tenant),
             timeout_seconds=timeout or DEFAULT_TIMEOUT,
             workflow_step_id=start.step.id, workflow_step_attempt=start.step.attempt,

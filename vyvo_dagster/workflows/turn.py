@@ -29,6 +29,7 @@ from vyvo_dagster.store.submissions import NewJob
 from vyvo_dagster.store.workflow_engine import JobOutcome
 from vyvo_dagster.store.workflow_records import WorkflowRun
 from vyvo_dagster.workflows.live import LiveRun
+from vyvo_dagster.workflows.measuring import step_trace
 from vyvo_dagster.workflows.submission import JobMaker
 
 __all__ = ["Retired", "Turn", "Turned"]
@@ -147,7 +148,10 @@ class Turn:
                     turned.requests.append(start)
                     continue
                 try:
-                    job = await self.jobs_of.make(self.store, row.tenant, start)
+                    job = await self.jobs_of.make(
+                        self.store, row.tenant, start,
+                        step_trace(row, start.step.id, start.step.attempt),
+                    )  # fmt: skip
                 except VyvoError as error:
                     said = Outcome(StepState.FAILED, None, error.code, error.detail)
                     self._set(turned, finish(definition, start.step, said, now))

@@ -20,9 +20,9 @@ async def test_a_lost_nodes_gauges_are_dropped(own_world: World) -> None:
         return [line for line in generate_latest().decode().splitlines() if node.name in line]
 
     await own_world.beat(node_id, boot, gpus=[{"index": i, **gpu} for i in range(2)])
-    assert len(await told()) == 5  # up, and memory and utilization of two GPUs
+    assert len(await told()) == 10  # up, five capacities, and memory and utilization of two GPUs
     await own_world.beat(node_id, boot, gpus=[{"index": 0, **gpu}])
-    assert len(await told()) == 3
+    assert len(await told()) == 8
     async with own_world.database.transaction() as store:
         await store.nodes.set_state(node_id, frozenset({NodeState.READY}), NodeState.LOST)
     assert await told() == []

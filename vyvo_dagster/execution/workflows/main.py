@@ -16,7 +16,6 @@ from dagster_shared.error import DagsterError
 from sqlalchemy.exc import SQLAlchemyError
 
 from vyvo_dagster.concurrency import cancel_all
-from vyvo_dagster.dispatch.health import probes, serve
 from vyvo_dagster.dispatch.service import run_service
 from vyvo_dagster.errors import Unavailable
 from vyvo_dagster.execution.workflows.event_log import EventLog
@@ -27,6 +26,7 @@ from vyvo_dagster.store.database import Database
 from vyvo_dagster.store.notify import WORKFLOW_CHANNEL, listen
 from vyvo_dagster.store.workflow_records import WorkflowVersion
 from vyvo_dagster.telemetry import metrics
+from vyvo_dagster.telemetry.health import probes, serve
 
 __all__ = ["ReportLoop", "run"]
 
@@ -138,7 +138,11 @@ async def report(settings: Settings, instance: DagsterInstance, stop: asyncio.Ev
                 ),
             ]
             if settings.workflow_reporter_port:
-                loops.append(tasks.create_task(serve(settings.workflow_reporter_port, probes)))
+                loops.append(
+                    tasks.create_task(
+                        serve(settings.workflow_reporter_port, probes, settings.metrics_host)
+                    )
+                )
             log.info("reporting workflow runs to Dagster")
             await stop.wait()
             await cancel_all(loops)
@@ -149,7 +153,6 @@ async def report(settings: Settings, instance: DagsterInstance, stop: asyncio.Ev
 
 def run() -> None:
     """Entry point of `vyvo workflow-reporter`."""
-    # One line for each request is no news.
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    settings = Settings()
     with DagsterInstance.get() as instance:
-        run_service(lambda stop: report(Settings(), instance, stop))
+        run_service("workflow-reporter", settings, lambda stop: report(settings, instance, stop))

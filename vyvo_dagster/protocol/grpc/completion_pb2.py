@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18vyvo/v1/completion.proto\x12\x07vyvo.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"j\n\x15ReportProgressRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x15\n\x08\x66raction\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x0c\n\x04logs\x18\x04 \x03(\tB\x0b\n\t_fraction\"V\n\x16ReportProgressResponse\x12\"\n\x06status\x18\x01 \x01(\x0e\x32\x12.vyvo.v1.JobStatus\x12\x18\n\x10\x63\x61ncel_requested\x18\x02 \x01(\x08\"|\n\x08\x41rtifact\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x11\n\tmime_type\x18\x04 \x01(\t\x12.\n\nexpires_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\")\n\x08JobError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\xa5\x02\n\x12\x43ompleteJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12&\n\x06status\x18\x03 \x01(\x0e\x32\x16.vyvo.v1.AttemptStatus\x12$\n\tartifacts\x18\x04 \x03(\x0b\x32\x11.vyvo.v1.Artifact\x12\x13\n\x0boutput_json\x18\x05 \x01(\t\x12 \n\x05\x65rror\x18\x06 \x01(\x0b\x32\x11.vyvo.v1.JobError\x12\x39\n\x07timings\x18\x07 \x03(\x0b\x32(.vyvo.v1.CompleteJobRequest.TimingsEntry\x1a.\n\x0cTimingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"^\n\x13\x43ompleteJobResponse\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12&\n\njob_status\x18\x03 \x01(\x0e\x32\x12.vyvo.v1.JobStatus\"}\n\nReportItem\x12\x32\n\x08progress\x18\x01 \x01(\x0b\x32\x1e.vyvo.v1.ReportProgressRequestH\x00\x12\x31\n\ncompletion\x18\x02 \x01(\x0b\x32\x1b.vyvo.v1.CompleteJobRequestH\x00\x42\x08\n\x06report\"8\n\x12ReportBatchRequest\x12\"\n\x05items\x18\x01 \x03(\x0b\x32\x13.vyvo.v1.ReportItem\"=\n\rReportProblem\x12\x0e\n\x06status\x18\x01 \x01(\r\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\"u\n\x0cReportResult\x12\"\n\x06status\x18\x01 \x01(\x0e\x32\x12.vyvo.v1.JobStatus\x12\x18\n\x10\x63\x61ncel_requested\x18\x02 \x01(\x08\x12\'\n\x07problem\x18\x03 \x01(\x0b\x32\x16.vyvo.v1.ReportProblem\"=\n\x13ReportBatchResponse\x12&\n\x07results\x18\x01 \x03(\x0b\x32\x15.vyvo.v1.ReportResult*\xd3\x01\n\tJobStatus\x12\x1a\n\x16JOB_STATUS_UNSPECIFIED\x10\x00\x12\x15\n\x11JOB_STATUS_QUEUED\x10\x01\x12\x19\n\x15JOB_STATUS_DISPATCHED\x10\x02\x12\x16\n\x12JOB_STATUS_RUNNING\x10\x03\x12\x18\n\x14JOB_STATUS_SUCCEEDED\x10\x04\x12\x15\n\x11JOB_STATUS_FAILED\x10\x05\x12\x17\n\x13JOB_STATUS_CANCELED\x10\x06\x12\x16\n\x12JOB_STATUS_EXPIRED\x10\x07*\xa5\x01\n\rAttemptStatus\x12\x1e\n\x1a\x41TTEMPT_STATUS_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x41TTEMPT_STATUS_SUCCEEDED\x10\x01\x12\x19\n\x15\x41TTEMPT_STATUS_FAILED\x10\x02\x12\x1b\n\x17\x41TTEMPT_STATUS_CANCELED\x10\x03\x12\x1e\n\x1a\x41TTEMPT_STATUS_HANDED_BACK\x10\x04\x32\xfa\x01\n\x11\x43ompletionService\x12Q\n\x0eReportProgress\x12\x1e.vyvo.v1.ReportProgressRequest\x1a\x1f.vyvo.v1.ReportProgressResponse\x12H\n\x0b\x43ompleteJob\x12\x1b.vyvo.v1.CompleteJobRequest\x1a\x1c.vyvo.v1.CompleteJobResponse\x12H\n\x0bReportBatch\x12\x1b.vyvo.v1.ReportBatchRequest\x1a\x1c.vyvo.v1.ReportBatchResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18vyvo/v1/completion.proto\x12\x07vyvo.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"j\n\x15ReportProgressRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x15\n\x08\x66raction\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x0c\n\x04logs\x18\x04 \x03(\tB\x0b\n\t_fraction\"V\n\x16ReportProgressResponse\x12\"\n\x06status\x18\x01 \x01(\x0e\x32\x12.vyvo.v1.JobStatus\x12\x18\n\x10\x63\x61ncel_requested\x18\x02 \x01(\x08\"|\n\x08\x41rtifact\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x11\n\tmime_type\x18\x04 \x01(\t\x12.\n\nexpires_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\")\n\x08JobError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\xcf\x02\n\x12\x43ompleteJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12&\n\x06status\x18\x03 \x01(\x0e\x32\x16.vyvo.v1.AttemptStatus\x12$\n\tartifacts\x18\x04 \x03(\x0b\x32\x11.vyvo.v1.Artifact\x12\x13\n\x0boutput_json\x18\x05 \x01(\t\x12 \n\x05\x65rror\x18\x06 \x01(\x0b\x32\x11.vyvo.v1.JobError\x12\x39\n\x07timings\x18\x07 \x03(\x0b\x32(.vyvo.v1.CompleteJobRequest.TimingsEntry\x12\x18\n\x0btraceparent\x18\x08 \x01(\tH\x00\x88\x01\x01\x1a.\n\x0cTimingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x0e\n\x0c_traceparent\"^\n\x13\x43ompleteJobResponse\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12&\n\njob_status\x18\x03 \x01(\x0e\x32\x12.vyvo.v1.JobStatus\"}\n\nReportItem\x12\x32\n\x08progress\x18\x01 \x01(\x0b\x32\x1e.vyvo.v1.ReportProgressRequestH\x00\x12\x31\n\ncompletion\x18\x02 \x01(\x0b\x32\x1b.vyvo.v1.CompleteJobRequestH\x00\x42\x08\n\x06report\"8\n\x12ReportBatchRequest\x12\"\n\x05items\x18\x01 \x03(\x0b\x32\x13.vyvo.v1.ReportItem\"=\n\rReportProblem\x12\x0e\n\x06status\x18\x01 \x01(\r\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\"u\n\x0cReportResult\x12\"\n\x06status\x18\x01 \x01(\x0e\x32\x12.vyvo.v1.JobStatus\x12\x18\n\x10\x63\x61ncel_requested\x18\x02 \x01(\x08\x12\'\n\x07problem\x18\x03 \x01(\x0b\x32\x16.vyvo.v1.ReportProblem\"=\n\x13ReportBatchResponse\x12&\n\x07results\x18\x01 \x03(\x0b\x32\x15.vyvo.v1.ReportResult*\xd3\x01\n\tJobStatus\x12\x1a\n\x16JOB_STATUS_UNSPECIFIED\x10\x00\x12\x15\n\x11JOB_STATUS_QUEUED\x10\x01\x12\x19\n\x15JOB_STATUS_DISPATCHED\x10\x02\x12\x16\n\x12JOB_STATUS_RUNNING\x10\x03\x12\x18\n\x14JOB_STATUS_SUCCEEDED\x10\x04\x12\x15\n\x11JOB_STATUS_FAILED\x10\x05\x12\x17\n\x13JOB_STATUS_CANCELED\x10\x06\x12\x16\n\x12JOB_STATUS_EXPIRED\x10\x07*\xa5\x01\n\rAttemptStatus\x12\x1e\n\x1a\x41TTEMPT_STATUS_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x41TTEMPT_STATUS_SUCCEEDED\x10\x01\x12\x19\n\x15\x41TTEMPT_STATUS_FAILED\x10\x02\x12\x1b\n\x17\x41TTEMPT_STATUS_CANCELED\x10\x03\x12\x1e\n\x1a\x41TTEMPT_STATUS_HANDED_BACK\x10\x04\x32\xfa\x01\n\x11\x43ompletionService\x12Q\n\x0eReportProgress\x12\x1e.vyvo.v1.ReportProgressRequest\x1a\x1f.vyvo.v1.ReportProgressResponse\x12H\n\x0b\x43ompleteJob\x12\x1b.vyvo.v1.CompleteJobRequest\x1a\x1c.vyvo.v1.CompleteJobResponse\x12H\n\x0bReportBatch\x12\x1b.vyvo.v1.ReportBatchRequest\x1a\x1c.vyvo.v1.ReportBatchResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,10 +34,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_COMPLETEJOBREQUEST_TIMINGSENTRY']._loaded_options = None
   _globals['_COMPLETEJOBREQUEST_TIMINGSENTRY']._serialized_options = b'8\001'
-  _globals['_JOBSTATUS']._serialized_start=1258
-  _globals['_JOBSTATUS']._serialized_end=1469
-  _globals['_ATTEMPTSTATUS']._serialized_start=1472
-  _globals['_ATTEMPTSTATUS']._serialized_end=1637
+  _globals['_JOBSTATUS']._serialized_start=1300
+  _globals['_JOBSTATUS']._serialized_end=1511
+  _globals['_ATTEMPTSTATUS']._serialized_start=1514
+  _globals['_ATTEMPTSTATUS']._serialized_end=1679
   _globals['_REPORTPROGRESSREQUEST']._serialized_start=70
   _globals['_REPORTPROGRESSREQUEST']._serialized_end=176
   _globals['_REPORTPROGRESSRESPONSE']._serialized_start=178
@@ -47,21 +47,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_JOBERROR']._serialized_start=392
   _globals['_JOBERROR']._serialized_end=433
   _globals['_COMPLETEJOBREQUEST']._serialized_start=436
-  _globals['_COMPLETEJOBREQUEST']._serialized_end=729
-  _globals['_COMPLETEJOBREQUEST_TIMINGSENTRY']._serialized_start=683
-  _globals['_COMPLETEJOBREQUEST_TIMINGSENTRY']._serialized_end=729
-  _globals['_COMPLETEJOBRESPONSE']._serialized_start=731
-  _globals['_COMPLETEJOBRESPONSE']._serialized_end=825
-  _globals['_REPORTITEM']._serialized_start=827
-  _globals['_REPORTITEM']._serialized_end=952
-  _globals['_REPORTBATCHREQUEST']._serialized_start=954
-  _globals['_REPORTBATCHREQUEST']._serialized_end=1010
-  _globals['_REPORTPROBLEM']._serialized_start=1012
-  _globals['_REPORTPROBLEM']._serialized_end=1073
-  _globals['_REPORTRESULT']._serialized_start=1075
-  _globals['_REPORTRESULT']._serialized_end=1192
-  _globals['_REPORTBATCHRESPONSE']._serialized_start=1194
-  _globals['_REPORTBATCHRESPONSE']._serialized_end=1255
-  _globals['_COMPLETIONSERVICE']._serialized_start=1640
-  _globals['_COMPLETIONSERVICE']._serialized_end=1890
+  _globals['_COMPLETEJOBREQUEST']._serialized_end=771
+  _globals['_COMPLETEJOBREQUEST_TIMINGSENTRY']._serialized_start=709
+  _globals['_COMPLETEJOBREQUEST_TIMINGSENTRY']._serialized_end=755
+  _globals['_COMPLETEJOBRESPONSE']._serialized_start=773
+  _globals['_COMPLETEJOBRESPONSE']._serialized_end=867
+  _globals['_REPORTITEM']._serialized_start=869
+  _globals['_REPORTITEM']._serialized_end=994
+  _globals['_REPORTBATCHREQUEST']._serialized_start=996
+  _globals['_REPORTBATCHREQUEST']._serialized_end=1052
+  _globals['_REPORTPROBLEM']._serialized_start=1054
+  _globals['_REPORTPROBLEM']._serialized_end=1115
+  _globals['_REPORTRESULT']._serialized_start=1117
+  _globals['_REPORTRESULT']._serialized_end=1234
+  _globals['_REPORTBATCHRESPONSE']._serialized_start=1236
+  _globals['_REPORTBATCHRESPONSE']._serialized_end=1297
+  _globals['_COMPLETIONSERVICE']._serialized_start=1682
+  _globals['_COMPLETIONSERVICE']._serialized_end=1932
 # @@protoc_insertion_point(module_scope)

@@ -2,7 +2,7 @@
 
 from .archive import unpack
 from .errors import RunnerError, SettingsError, UploadError, WeightsError
-from .prediction import prediction_id, progress
+from .prediction import prediction_id, progress, span
 from .upload import Artifact, upload
 from .weights import weights_folder, weights_path
 
@@ -14,6 +14,7 @@ __all__ = [
     "WeightsError",
     "prediction_id",
     "progress",
+    "span",
     "unpack",
     "upload",
     "weights_folder",

@@ -17,7 +17,7 @@ from minio.error import MinioException, S3Error
 
 from .errors import UploadError
 from .media import HEAD_BYTES, MODALITIES, extension_of, modality_of, sniff
-from .prediction import prediction_id
+from .prediction import prediction_id, span
 from .settings import StorageSettings
 
 __all__ = ["Artifact", "upload"]
@@ -72,6 +72,15 @@ def upload(
             cannot be told, or a storage server that refuses or does not answer.
         SettingsError: the environment does not say where outputs go.
     """
+    with span("upload artifact"):
+        return _upload(source, modality, filename)
+
+
+def _upload(
+    source: Union[str, os.PathLike[str], bytes, bytearray, memoryview],
+    modality: Optional[str],
+    filename: Optional[str],
+) -> Artifact:
     settings = StorageSettings.from_env()
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _store(settings, _describe(io.BytesIO(bytes(source))), modality, filename)

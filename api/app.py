@@ -27,6 +27,7 @@ from api.queue import endpoints as queue
 from api.timing import Timing
 from api.tracing import Tracing
 from api.workflows import endpoints as workflows
+from vyvo_dagster.security.jwt_tokens import JwtPolicy
 from vyvo_dagster.settings import S3Settings, Settings
 from vyvo_dagster.telemetry import tracing
 
@@ -46,7 +47,11 @@ def create_app(settings: Settings, s3: S3Settings | None = None) -> FastAPI:
 
     Args:
         s3: the object store; unset reads `VYVO_S3_*` from the environment.
+
+    Raises:
+        InvalidInput: the settings of JWTs do not fit together.
     """
+    JwtPolicy.of(settings)  # A mistake ends the start with its message.
     store = S3Settings() if s3 is None else s3  # pyright: ignore[reportCallIssue]
 
     @asynccontextmanager

@@ -5,6 +5,7 @@ from uuid import UUID
 
 from fastapi import Depends, Request, Security
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+from starlette.requests import HTTPConnection
 
 from api.authenticator import Principal
 from api.context import Context
@@ -29,6 +30,7 @@ __all__ = [
     "WorkflowsRead",
     "WorkflowsRun",
     "WorkflowsWrite",
+    "address_of",
     "check_owner",
     "own_node",
     "require",
@@ -36,7 +38,7 @@ __all__ = [
 ]
 
 _BEARER: Final = HTTPBearer(
-    auto_error=False, scheme_name="Bearer", description="`Authorization: Bearer vyk_...`"
+    auto_error=False, scheme_name="Bearer", description="`Authorization: Bearer vyk_...`, or a JWT."
 )
 _HEADER: Final = APIKeyHeader(
     name="X-API-Key",
@@ -61,6 +63,11 @@ async def token_of(bearer: Bearer, header: KeyHeader) -> str:
     return token
 
 
+def address_of(connection: HTTPConnection) -> str | None:
+    """Where a request comes from: the peer, or what a proxy said that the server trusts."""
+    return None if connection.client is None else connection.client.host
+
+
 def require(principal: Principal, scope: Scope) -> None:
     """Raise Forbidden unless the principal holds `scope`."""
     if not grants(principal.scopes, scope):
@@ -80,7 +87,7 @@ class Requires:
         self, request: Request, token: Annotated[str, Depends(token_of)]
     ) -> Principal:
         context: Context = request.app.state.context
-        principal = await context.authenticator.authenticate(token)
+        principal = await context.authenticator.authenticate(token, address_of(request))
         require(principal, self.scope)
         return principal
 

@@ -1,16 +1,18 @@
-"""Who a request comes from: tokens to principals, with a short cache."""
+"""Who a request comes from: keys and JWTs to principals, with a short cache."""
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
-from uuid import UUID
+from uuid import NAMESPACE_URL, UUID, uuid5
 
 from uuid_utils.compat import uuid7
 
+from api.failures import Failures
 from vyvo_dagster.domain.scope import Scope
 from vyvo_dagster.errors import InvalidInput, Unauthenticated
+from vyvo_dagster.security.jwt_tokens import JwtVerifier, looks_like_jwt
 from vyvo_dagster.security.keys import TokenKind, digest_of, matches, parse_token
 from vyvo_dagster.store.database import Database
 from vyvo_dagster.store.records import KeyLimits
@@ -27,7 +29,9 @@ class Principal:
     """The holder of a credential that was proven."""
 
     key_id: UUID
+    """Of the key's row; of a JWT derived from issuer and subject."""
     prefix: str
+    """What the audit log calls it: a key's prefix, `jwt:` and a token's subject."""
     tenant: str
     scopes: frozenset[Scope]
     node_id: UUID | None
@@ -41,16 +45,23 @@ class Principal:
 
 
 class Authenticator:
-    """Proves tokens against the rows; positive answers are kept for a few seconds.
+    """Proves tokens against the rows and the issuer; positive answers are kept for a few seconds.
 
     Args:
+        verifier: of JWTs; None takes none.
+        failures: counts those that were refused.
         clock: monotonic seconds.
     """
 
-    def __init__(self, database: Database, clock: Callable[[], float] = time.monotonic) -> None:
-        self._database = database
+    def __init__(
+        self, database: Database, verifier: JwtVerifier | None = None,
+        failures: Failures | None = None, clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        self._database, self._verifier, self._failures = database, verifier, failures
         self._clock = clock
         self._known: dict[bytes, tuple[Principal, float]] = {}
+        self._proven: dict[bytes, None] = {}
+        """Digests of what was good once, the latest last: not refused for a neighbour's failures."""
         self._used: set[str] = set()
 
     async def ensure_admin_key(self, text: str) -> None:
@@ -70,37 +81,65 @@ class Authenticator:
                 tenant="admin", scopes=[Scope.ADMIN],
             )  # fmt: skip
 
-    async def authenticate(self, text: str) -> Principal:
+    async def authenticate(self, text: str, address: str | None = None) -> Principal:
         """The principal of a token.
+
+        Args:
+            address: where the request came from; failures are counted by it.
 
         Raises:
             Unauthenticated: malformed, unknown, expired or revoked; the detail does not say which.
+            RateLimited: too many failures from the address.
+            Unavailable: the database or the issuer's keys cannot be reached.
         """
-        token = parse_token(text)
-        if token is None:
-            raise Unauthenticated("the API key is malformed; it looks like vyk_xxxxxxxx_...")
         digest = digest_of(text)
         kept = self._known.get(digest)
-        if kept is not None and kept[1] > self._clock():
-            principal = kept[0]
-        else:
+        if kept is not None and kept[1] > self._clock() and not _ended(kept[0]):
+            return kept[0]
+        if self._failures is not None and digest not in self._proven:
+            self._failures.check(address)
+        try:
+            principal = await self._prove(text)
+            if _ended(principal):
+                raise _unknown()
+        except Unauthenticated:
+            self._known.pop(digest, None)
+            self._proven.pop(digest, None)
+            if self._failures is not None:
+                await self._failures.note(address)
+            raise
+        self._keep(digest, principal)
+        return principal
+
+    async def _prove(self, text: str) -> Principal:
+        token = parse_token(text)
+        if token is not None:
             async with self._database.transaction() as store:
                 found = await store.keys.find(token.prefix)
             if found is None or not matches(token, found[1]) or found[0].revoked_at is not None:
-                self._known.pop(digest, None)
                 raise _unknown()
             key = found[0]
-            principal = Principal(
+            self._used.add(key.prefix)
+            return Principal(
                 key.id, key.prefix, key.tenant, key.scopes, key.node_id, key.expires_at,
                 key.limits,
             )  # fmt: skip
-            if len(self._known) >= _CACHE_SIZE:
-                self._known.clear()
-            self._known[digest] = (principal, self._clock() + _CACHE_SECONDS)
-            self._used.add(key.prefix)
-        if principal.expires_at is not None and principal.expires_at <= datetime.now(UTC):
-            raise _unknown()
-        return principal
+        if self._verifier is not None and looks_like_jwt(text):
+            claims = await self._verifier.verify(text)
+            return Principal(
+                uuid5(NAMESPACE_URL, f"{claims.issuer}#{claims.subject}"), f"jwt:{claims.subject}",
+                claims.tenant, claims.scopes, None, claims.expires_at,
+            )  # fmt: skip
+        raise Unauthenticated("the API key is malformed; it looks like vyk_xxxxxxxx_...")
+
+    def _keep(self, digest: bytes, principal: Principal) -> None:
+        if len(self._known) >= _CACHE_SIZE:
+            self._known.clear()
+        self._known[digest] = (principal, self._clock() + _CACHE_SECONDS)
+        self._proven.pop(digest, None)
+        self._proven[digest] = None
+        if len(self._proven) > _CACHE_SIZE:
+            del self._proven[next(iter(self._proven))]
 
     def forget(self, *, key_id: UUID | None = None, node_id: UUID | None = None) -> None:
         """Drop what is kept of a key, or of a node's credentials: they were revoked."""
@@ -119,6 +158,10 @@ class Authenticator:
         if used:
             async with self._database.transaction() as store:
                 await store.keys.touch(used)
+
+
+def _ended(principal: Principal) -> bool:
+    return principal.expires_at is not None and principal.expires_at <= datetime.now(UTC)
 
 
 def _unknown() -> Unauthenticated:

@@ -18,6 +18,7 @@ from api.announcer import Announcer
 from api.authenticator import Authenticator
 from api.builds.launch import Launcher
 from api.events.owners import Owners
+from api.failures import Failures
 from api.jobs.gateway import Gateway
 from api.jobs.rates import Rates
 from api.jobs.registry import Registry
@@ -33,6 +34,8 @@ from vyvo_dagster.errors import Unavailable
 from vyvo_dagster.objects import ObjectStore
 from vyvo_dagster.scaling.scalers import make_scalers
 from vyvo_dagster.scaling.worker import PoolWorker
+from vyvo_dagster.security.jwks import KeySet
+from vyvo_dagster.security.jwt_tokens import JwtPolicy, JwtVerifier
 from vyvo_dagster.security.secrets import EnvironmentSecrets, Secrets
 from vyvo_dagster.settings import S3Settings, Settings
 from vyvo_dagster.store.database import Database
@@ -148,7 +151,10 @@ async def open_context(settings: Settings, s3: S3Settings) -> AsyncGenerator[Con
                 reports=Reports(
                     database, announcer, relay, frozenset(objects.bucket(m) for m in _OUTPUTS)
                 ),
-                authenticator=Authenticator(database),
+                authenticator=Authenticator(
+                    database, _verifier(settings, http),
+                    Failures(redis, settings.auth_failures_per_minute),
+                ),
                 launcher=Launcher(settings.dagster_url, http, database),
                 input_schemas=InputSchemas(),
                 registry=registry, gateway=Gateway(
@@ -187,6 +193,11 @@ def _policy(settings: Settings) -> HeartbeatPolicy:
     return HeartbeatPolicy(
         timedelta(seconds=settings.suspect_seconds), timedelta(seconds=settings.lost_seconds)
     )
+
+
+def _verifier(settings: Settings, http: httpx.AsyncClient) -> JwtVerifier | None:
+    policy = JwtPolicy.of(settings)
+    return None if policy is None else JwtVerifier(policy, KeySet(policy.jwks_url, http))
 
 
 def _place(settings: Settings) -> str:

@@ -20,6 +20,7 @@ _ANSWERS: Final[Mapping[int, str]] = {
     409: "The state of the thing does not allow it, or the Idempotency-Key was used otherwise.",
     413: "The body is too large.",
     422: "What was sent cannot be used; `errors` says where.",
+    429: "Too many failed attempts to authenticate, or more than the key's limits; see `Retry-After`.",
     503: "A server that is needed does not answer; try again after `Retry-After`.",
 }
 
@@ -60,7 +61,7 @@ def _complete(operation: dict[str, Any], route: APIRoute, method: str) -> None:
         )
     codes = {503}
     if secured:
-        codes |= {401, 403}
+        codes |= {401, 403, 429}
     if route.param_convertors:
         codes |= {404, 422}
     if operation.get("parameters"):

@@ -108,6 +108,21 @@ class Settings(BaseSettings):
         default=None, description="Token with which agents may join; unset refuses all joins."
     )
 
+    jwt_jwks_url: str | None = Field(
+        default=None, description="Where an issuer's public keys are (JWKS); unset takes no JWTs."
+    )
+    jwt_issuer: str | None = Field(default=None, description="The `iss` that JWTs must have.")
+    jwt_audience: str | None = Field(default=None, description="The `aud` that they must name.")
+    jwt_leeway_seconds: int = Field(
+        default=30, ge=0, le=300, description="How far the issuer's clock may be off."
+    )
+    jwt_scope_claim: str = Field(default="scope", description="The claim that holds the scopes.")
+    jwt_tenant_claim: str = Field(default="tenant", description="The claim that names the tenant.")
+    auth_failures_per_minute: int = Field(
+        default=60, ge=0, le=100_000,
+        description="Failed authentications that an address may make a minute; 0 limits none.",
+    )  # fmt: skip
+
     node_credential_seconds: int = Field(
         default=30 * 86400, ge=60,
         description="Life of a node's own credential; its agent has it replaced after half of that.",

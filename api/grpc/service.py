@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, TypeVar
+from urllib.parse import unquote
 from uuid import UUID
 
 import grpc
@@ -91,7 +92,9 @@ class CompletionService(CompletionServiceServicer):
     ) -> Any:
         with metrics.GRPC_REQUESTS.labels(method).time():
             try:
-                node_id = await self._node(context.invocation_metadata() or ())
+                node_id = await self._node(
+                    context.invocation_metadata() or (), _address(context.peer())
+                )
                 task = asyncio.ensure_future(self._bounded(work, node_id, request))
                 self._under_way.add(task)
                 task.add_done_callback(self._under_way.discard)
@@ -115,7 +118,7 @@ class CompletionService(CompletionServiceServicer):
         async with asyncio.timeout(_BOUND_SECONDS):
             return await work(node_id, request)
 
-    async def _node(self, metadata: "grpc.aio.Metadata | tuple[()]") -> UUID:
+    async def _node(self, metadata: "grpc.aio.Metadata | tuple[()]", address: str | None) -> UUID:
         """The node that the call's credential is of.
 
         Raises:
@@ -125,10 +128,16 @@ class CompletionService(CompletionServiceServicer):
         scheme, _, token = str(sent.get("authorization", "")).partition(" ")
         if scheme.lower() != "bearer" or not token:
             raise Unauthenticated("no credential; send metadata authorization: Bearer <key>")
-        principal = await self._context.authenticator.authenticate(token.strip())
+        principal = await self._context.authenticator.authenticate(token.strip(), address)
         if not grants(principal.scopes, Scope.NODE):
             raise Forbidden(f"this key lacks the scope {Scope.NODE}")
         return own_node(principal)
+
+
+def _address(peer: str) -> str | None:
+    """The address in what gRPC calls a peer: `ipv4:10.0.0.7:4711`, `ipv6:%5B::1%5D:4711`."""
+    kind, _, rest = unquote(peer).partition(":")
+    return rest.rpartition(":")[0].strip("[]") if kind in {"ipv4", "ipv6"} else None
 
 
 def _result(answer: Taken | VyvoError) -> pb.ReportResult:

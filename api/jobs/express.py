@@ -73,7 +73,7 @@ class Express:
             try:
                 context: Context = scope["app"].state.context
                 headers, answer = await _submit(
-                    context, token, _once(key, body), body, trace.decode()
+                    context, token, _address(scope), _once(key, body), body, trace.decode()
                 )
             except (ValidationError, UnicodeDecodeError):
                 await self._app(scope, _again(body, receive), send)
@@ -88,15 +88,20 @@ class Express:
 
 
 async def _submit(
-    context: Context, token: str, once: Once, body: bytes, trace: str
+    context: Context, token: str, address: str | None, once: Once, body: bytes, trace: str
 ) -> tuple[dict[str, str], JobAccepted]:
-    principal = await context.authenticator.authenticate(token)
+    principal = await context.authenticator.authenticate(token, address)
     require(principal, KeyScope.JOBS_WRITE)
     request = JobRequest.model_validate_json(body)
     traceparent = submission.traceparent_or_none(trace or None)
     limits = await context.rates.take(principal, 1)
     accepted = await submission.submit(context, principal, [request], once, traceparent)
     return limits, accepted[0]
+
+
+def _address(scope: Scope) -> str | None:
+    client = scope.get("client")
+    return None if client is None else str(client[0])
 
 
 def _one_key(headers: Iterable[tuple[bytes, bytes]], key: bytes) -> bool:

@@ -10,6 +10,7 @@ from redis.exceptions import RedisError
 
 from api.authenticator import Principal
 from vyvo_dagster.errors import InvalidInput, RateLimited
+from vyvo_dagster.streams import keys
 from vyvo_dagster.streams.client import AsyncRedis
 from vyvo_dagster.streams.rates import take
 
@@ -42,7 +43,7 @@ class Rates:
             raise InvalidInput(f"this key may submit {burst} jobs at once; send them in parts")
         try:
             async with asyncio.timeout(_REDIS_SECONDS):
-                found = await take(self._redis, principal.key_id, rate, burst, jobs)
+                found = await take(self._redis, keys.rate(principal.key_id), rate, burst, jobs)
         except (RedisError, TimeoutError, OSError) as error:
             self._paused_until = time.monotonic() + _PAUSE_SECONDS
             log.warning("rate limits are not held: %s", error or type(error).__name__)

@@ -32,7 +32,7 @@ _OVERLAP = timedelta(days=1)
 _REDIS_SECONDS: Final = 0.5
 
 
-async def joiner(context: Context, token: str) -> Principal | None:
+async def joiner(context: Context, token: str, address: str | None) -> Principal | None:
     """Who asks to join: a node by its own credential, or None for the holder of the join token.
 
     Raises:
@@ -42,7 +42,7 @@ async def joiner(context: Context, token: str) -> Principal | None:
     if expected is not None and same_secret(token, expected.get_secret_value()):
         return None
     try:
-        principal = await context.authenticator.authenticate(token)
+        principal = await context.authenticator.authenticate(token, address)
     except Unauthenticated as error:
         raise Unauthenticated("neither the join token nor a node's credential") from error
     if principal.node_id is None:

@@ -21,6 +21,7 @@ __all__ = [
     "WAKE",
     "WORKFLOW_RUNS",
     "build_log",
+    "failures",
     "is_jobs",
     "is_node",
     "job_events",
@@ -114,6 +115,11 @@ def build_log(build_id: UUID | str) -> str:
 def rate(key_id: UUID | str) -> str:
     """Token bucket of one API key; fields: tokens, at (seconds since the epoch)."""
     return f"vyvo:rate:{key_id}"
+
+
+def failures(address: str) -> str:
+    """Token bucket of an address's failed authentications; fields as of `rate`."""
+    return f"vyvo:auth-failures:{address}"
 
 
 def run_ending(run_id: str) -> str:

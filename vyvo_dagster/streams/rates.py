@@ -1,10 +1,8 @@
-"""Token buckets: how many jobs a key may still submit."""
+"""Token buckets: how many jobs a key may still submit, how often an address may fail."""
 
 from dataclasses import dataclass
 from typing import Final
-from uuid import UUID
 
-from vyvo_dagster.streams import keys
 from vyvo_dagster.streams.client import AsyncRedis
 from vyvo_dagster.streams.scripts import Script
 
@@ -41,8 +39,8 @@ class Taken:
 
 
 async def take(
-    redis: AsyncRedis, key_id: UUID, rate_per_second: float, burst: int, wanted: int
+    redis: AsyncRedis, bucket: str, rate_per_second: float, burst: int, wanted: int
 ) -> Taken:
-    """Take `wanted` tokens of a key's bucket, all or none, in one call."""
-    taken, left = await _TAKE(redis, [keys.rate(key_id)], [rate_per_second, burst, wanted])
+    """Take `wanted` tokens of the bucket at a key, all or none, in one call."""
+    taken, left = await _TAKE(redis, [bucket], [rate_per_second, burst, wanted])
     return Taken(bool(taken), float(left))

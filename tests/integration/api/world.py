@@ -90,7 +90,8 @@ class Running:
 def make_settings(postgres_dsn: str, redis_url: str, data_dir: Path, **values: Any) -> Settings:
     return Settings(
         _env_file=None, postgres_dsn=postgres_dsn, redis_url=redis_url, data_dir=data_dir,
-        admin_key=SecretStr(mint(TokenKind.KEY).text), join_token=SecretStr(JOIN_TOKEN), **values,
+        admin_key=SecretStr(mint(TokenKind.KEY).text), join_token=SecretStr(JOIN_TOKEN),
+        **{"auth_failures_per_minute": 0, **values},
     )  # fmt: skip
 
 

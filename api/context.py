@@ -28,7 +28,6 @@ from api.nodes.beats import Beats
 from vyvo_dagster.concurrency import cancel_all
 from vyvo_dagster.dispatch.input_schemas import InputSchemas
 from vyvo_dagster.dispatch.relay import Relay
-from vyvo_dagster.domain.model import Modality
 from vyvo_dagster.domain.node import HeartbeatPolicy
 from vyvo_dagster.errors import Unavailable
 from vyvo_dagster.objects import ObjectStore
@@ -51,7 +50,6 @@ _START_SECONDS: Final = 30.0
 _NOTE_USE_SECONDS: Final = 30.0
 # A follower of a build's log blocks one connection for as long as it follows.
 _FOLLOWERS: Final = 512
-_OUTPUTS: Final = (Modality.IMAGE, Modality.VIDEO, Modality.AUDIO, Modality.TEXT)
 
 
 @dataclass(slots=True)
@@ -148,9 +146,7 @@ async def open_context(settings: Settings, s3: S3Settings) -> AsyncGenerator[Con
             context = Context(
                 settings=settings, s3=s3, database=database, redis=redis, log_redis=log_redis,
                 objects=objects, relay=relay, hub=EventHub(redis), owners=Owners(database), announcer=announcer,
-                reports=Reports(
-                    database, announcer, relay, frozenset(objects.bucket(m) for m in _OUTPUTS)
-                ),
+                reports=Reports(database, announcer, relay, objects.is_output),
                 authenticator=Authenticator(
                     database, _verifier(settings, http),
                     Failures(redis, settings.auth_failures_per_minute),

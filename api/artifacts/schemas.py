@@ -4,27 +4,23 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from vyvo_dagster.errors import VyvoError
 from vyvo_dagster.objects import ObjectStore
+from vyvo_dagster.protocol.artifact import Artifact
 from vyvo_dagster.store.records import ArtifactRow
 
 __all__ = ["ArtifactView", "artifact_view", "presigned"]
 
 
-class ArtifactView(BaseModel):
+class ArtifactView(Artifact):
     """An artifact. `url` is where it is stored, `presigned_url` reads it without credentials for a while."""
 
     id: UUID
     job_id: UUID
     position: int = Field(description="Place in the job's output, from 0.")
-    type: str = Field(examples=["image"])
-    url: str = Field(examples=["s3://vyvo-image/2026/01/31/0f3a.png"])
     presigned_url: str | None
-    size_bytes: int
-    mime_type: str = Field(examples=["image/png"])
-    expires_at: datetime | None
     created_at: datetime
 
 

@@ -5,7 +5,7 @@ until the transaction ends. Nothing is written of a report that is stale.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
@@ -17,9 +17,8 @@ from api.fields import mended
 from vyvo_dagster.dispatch.requeue import requeue_lost
 from vyvo_dagster.domain.job import JOB, RETRIED, JobEventKind, JobState
 from vyvo_dagster.errors import InvalidReport, NotFound, StaleAttempt
-from vyvo_dagster.objects import parse_s3_uri
 from vyvo_dagster.protocol.job import (
-    Artifact,
+    ReportedArtifact,
     AttemptStatus,
     CompletionReport,
     JobError,
@@ -33,10 +32,11 @@ from vyvo_dagster.store.jobs import IN_FLIGHT
 from vyvo_dagster.store.records import Job, JobAttempt
 from vyvo_dagster.store.reports import Advance, End, ReportedJob
 
-__all__ = ["EndedJob", "Judgement", "Told"]
+__all__ = ["EndedJob", "IsOutput", "Judgement", "Told"]
 
 _MESSAGE_CHARS: Final = 8000
 _Key = tuple[UUID, int]
+IsOutput = Callable[[str], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +73,13 @@ class Judgement:
     """Judges one batch of one node, in one transaction. Made by `begin`."""
 
     def __init__(
-        self, store: Store, node_id: UUID, buckets: frozenset[str],
+        self, store: Store, node_id: UUID, is_output: IsOutput,
         jobs: Mapping[UUID, ReportedJob],
     ) -> None:  # fmt: skip
         self.told = Told()
         self._store = store
         self._node_id = node_id
-        self._buckets = buckets
+        self._is_output = is_output
         self._jobs = jobs
         self._earlier: Mapping[_Key, JobAttempt] = {}
         self._outcomes: dict[_Key, tuple[str, str | None]] = {}
@@ -91,11 +91,11 @@ class Judgement:
     @classmethod
     async def begin(
         cls, store: Store, node_id: UUID, reports: Sequence[ReportItem | MalformedReport],
-        buckets: frozenset[str],
+        is_output: IsOutput,
     ) -> "Judgement":  # fmt: skip
         """Lock what the reports name, and read what tells repeated ends from stale ones."""
         named = {r.job_id for r in reports if r.job_id is not None}
-        made = cls(store, node_id, buckets, await store.reports.lock(sorted(named)))
+        made = cls(store, node_id, is_output, await store.reports.lock(sorted(named)))
         ends = {key for r in reports if (key := _end_of(r)) is not None}
         past = [
             (job_id, attempt)
@@ -259,12 +259,11 @@ class Judgement:
         """Whether this is the job's current attempt, under way on this node."""
         return job.attempt == attempt and job.node_id == self._node_id and job.state in IN_FLIGHT
 
-    def _foreign(self, artifacts: Sequence[Artifact]) -> str | None:
-        """What is wrong with an artifact that is in none of our buckets."""
+    def _foreign(self, artifacts: Sequence[ReportedArtifact]) -> str | None:
+        """What is wrong with an artifact that is not where outputs are."""
         for artifact in artifacts:
-            if parse_s3_uri(artifact.url).bucket not in self._buckets:
-                allowed = ", ".join(sorted(self._buckets))
-                return f"artifact {artifact.url[:200]} is in none of the buckets {allowed}"
+            if not self._is_output(artifact.url):
+                return f"artifact {artifact.url[:200]} is in none of the buckets of outputs"
         return None
 
 
@@ -281,7 +280,7 @@ def _stale(attempt: int) -> StaleAttempt:
     return StaleAttempt(f"attempt {attempt} is not the current one of this job on this node")
 
 
-def _row(job: ReportedJob, position: int, artifact: Artifact) -> dict[str, Any]:
+def _row(job: ReportedJob, position: int, artifact: ReportedArtifact) -> dict[str, Any]:
     return {
         "id": uuid7(), "tenant": job.tenant, "job_id": job.id, "position": position,
         "type": mended(artifact.type), "url": artifact.url, "size_bytes": artifact.size_bytes,

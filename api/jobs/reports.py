@@ -14,7 +14,7 @@ from typing import Final
 from uuid import UUID
 
 from api.announcer import Announcer
-from api.jobs.judgement import EndedJob, Judgement, Told
+from api.jobs.judgement import EndedJob, IsOutput, Judgement, Told
 from vyvo_dagster.dispatch.relay import Relay
 from vyvo_dagster.domain.job import JobState
 from vyvo_dagster.errors import (
@@ -51,16 +51,16 @@ class Reports:
         database: where jobs are.
         announcer: tells clients and dispatch.
         relay: streams what was queued again.
-        buckets: where artifacts may be.
+        is_output: whether an artifact may be at a location.
     """
 
     def __init__(
-        self, database: Database, announcer: Announcer, relay: Relay, buckets: frozenset[str]
+        self, database: Database, announcer: Announcer, relay: Relay, is_output: IsOutput
     ) -> None:
         self._database = database
         self._announcer = announcer
         self._relay = relay
-        self._buckets = buckets
+        self._is_output = is_output
 
     async def take(
         self, node_id: UUID, reports: Sequence[ReportItem | MalformedReport]
@@ -99,7 +99,7 @@ class Reports:
     ) -> list[Taken | VyvoError]:
         began = time.time()
         async with self._database.transaction() as store:
-            judgement = await Judgement.begin(store, node_id, reports, self._buckets)
+            judgement = await Judgement.begin(store, node_id, reports, self._is_output)
             answers = [await self._answer(judgement, each) for each in reports]
             await judgement.write()
         if tracing.on():

@@ -5,8 +5,7 @@ import base64
 import pytest
 
 from vyvo_dagster.agent.texts import clean
-from vyvo_dagster.agent.uploads import data_uris_in, decode_data_uri, modality_of
-from vyvo_dagster.domain.model import Modality
+from vyvo_dagster.agent.uploads import data_uris_in, decode_data_uri
 
 
 @pytest.mark.parametrize(
@@ -33,17 +32,6 @@ def test_data_uris(uri: str, expected: tuple[str, bytes] | None) -> None:
 def test_they_are_found_at_any_depth() -> None:
     output = {"a": ["data:,1", {"b": "data:,2"}], "c": "no", "d": 4, "e": None}
     assert data_uris_in(output) == ["data:,1", "data:,2"]
-
-
-@pytest.mark.parametrize(
-    ("mime", "bucket"),
-    [
-        ("image/png", Modality.IMAGE), ("video/mp4", Modality.VIDEO), ("audio/wav", Modality.AUDIO),
-        ("text/plain", Modality.TEXT), ("application/json", Modality.TEXT), ("model/gltf", Modality.TEXT),
-    ],
-)  # fmt: skip
-def test_the_bucket_follows_the_type(mime: str, bucket: Modality) -> None:
-    assert modality_of(mime) is bucket
 
 
 def test_no_nul_reaches_a_row() -> None:

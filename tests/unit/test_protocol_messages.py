@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from vyvo_dagster.domain.job import JobState
 from vyvo_dagster.protocol.grpc import completion_pb2 as pb
 from vyvo_dagster.protocol.job import (
-    Artifact,
+    ReportedArtifact,
     AttemptStatus,
     CompletionReport,
     JobError,
@@ -36,7 +36,7 @@ TIMES = st.datetimes(
     timezones=st.just(UTC),
 )
 ARTIFACTS = st.builds(
-    Artifact, type=TEXT, url=st.just("s3://bucket/key"), size_bytes=st.integers(0, 2**63 - 1),
+    ReportedArtifact, type=TEXT, url=st.just("s3://bucket/key"), size_bytes=st.integers(0, 2**63 - 1),
     mime_type=TEXT, expires_at=st.none() | TIMES,
 )  # fmt: skip
 

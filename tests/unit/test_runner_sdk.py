@@ -3,7 +3,7 @@
 import ast
 import json
 import math
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,16 @@ import vyvo_runner
 from vyvo_runner import prediction
 from vyvo_runner.media import MODALITIES, OCTET_STREAM, extension_of, modality_of, sniff
 from vyvo_runner.settings import StorageSettings
-from vyvo_runner.upload import _Content, _key, _modality
+from vyvo_runner.object_key import object_key
+from vyvo_runner.upload import _Content, _modality
 
+import vyvo_dagster
+from api.artifacts.schemas import ArtifactView
 from runner_images import SDK_DIR
+from vyvo_dagster.client.models import Artifact as ClientArtifact
+from vyvo_dagster.domain.artifact import ARTIFACT_FIELDS, ArtifactShape, artifacts_in
+from vyvo_dagster.protocol.artifact import Artifact
+from vyvo_dagster.protocol.job import ReportedArtifact
 
 ENVIRONMENT = {
     "VYVO_S3_ENDPOINT": "http://127.0.0.1:9000",
@@ -32,10 +39,11 @@ ENVIRONMENT = {
         (b"RIFF\x24\0\0\0WEBPVP8 ", "image/webp"),
         (b"RIFF\x24\0\0\0WAVEfmt ", "audio/wav"),
         (b"\0\0\0\x20ftypisom\0\0\x02\0", "video/mp4"),
+        (b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom", "video/mp4"),
         (b"\0\0\0\x20ftypmp42", "video/mp4"),
-        (b"\0\0\0\x14ftypqt  ", "video/quicktime"),
-        (b"\0\0\0\x20ftypM4A ", "audio/mp4"),
-        (b"\0\0\0\x20ftypavif", "image/avif"),
+        (b"\0\0\0\x14ftypqt  \0\0\0\0qt  ", "video/quicktime"),
+        (b"\0\0\0\x14ftypM4A \0\0\0\0M4A ", "audio/mp4"),
+        (b"\0\0\0\x14ftypavif\0\0\0\0avif", "image/avif"),
         (b"\x1a\x45\xdf\xa3\x9f\x42\x86\x81\x01\x42\x82\x84webm", "video/webm"),
         (b"\x1a\x45\xdf\xa3\xa3\x42\x82\x88matroska", "video/x-matroska"),
         (b"ID3\x04\0", "audio/mpeg"),
@@ -47,7 +55,11 @@ ENVIRONMENT = {
         (b"{not json}", "text/plain"),
         ("grüße\n".encode(), "text/plain"),
         (b"\xff\xfe\xfd", OCTET_STREAM),
-        (b"PK\x03\x04\0\0", OCTET_STREAM),
+        (b"PK\x03\x04\0\0", "application/zip"),
+        (b"%PDF-1.7\n", "application/pdf"),
+        (b"BM is no bitmap but how a text begins", "text/plain"),
+        (b"<script>alert(1)</script>", "text/plain"),
+        (b"[" * 100_000, "text/plain"),
         (b"\0" * 16, OCTET_STREAM),
         (b"", OCTET_STREAM),
     ],
@@ -65,7 +77,7 @@ def test_every_known_type_has_a_modality_and_an_extension() -> None:
     for mime_type in ("image/png", "video/webm", "audio/flac", "text/plain", "application/json"):
         assert modality_of(mime_type) in MODALITIES
         assert extension_of(mime_type) != ".bin"
-    assert modality_of(OCTET_STREAM) is None
+    assert modality_of("application/zip") == modality_of(OCTET_STREAM) == "text"
 
 
 def test_settings_come_from_the_environment() -> None:
@@ -151,26 +163,38 @@ def content(data: bytes = b"\x89PNG\r\n\x1a\n", mime_type: str = "image/png") ->
     return _Content(io.BytesIO(data), len(data), hashlib.sha256(data).hexdigest(), mime_type)
 
 
-def test_a_key_derives_from_day_prediction_and_content(monkeypatch: pytest.MonkeyPatch) -> None:
+SHA256 = "ab" * 32
+
+
+def test_a_key_derives_from_day_prediction_and_content() -> None:
     now = datetime(2026, 11, 24, 12, tzinfo=UTC)
-    digest = content().sha256[:32]
-    assert _key(now, content(), None) == f"2026/11/24/{digest}.png"
-    scope = RecordingScope({"prediction_id": "0190-job.2"})
-    monkeypatch.setattr(prediction, "_scope", lambda: scope)
-    assert _key(now, content(), "cat.png") == f"2026/11/24/0190-job.2/{digest}-cat.png"
-    assert _key(now, content(), "cat") == f"2026/11/24/0190-job.2/{digest}-cat.png"
+
+    def key(owner: str, name: str | None = None, sha256: str = SHA256, secret: str = "s") -> str:
+        return object_key(secret, now, owner, sha256, ".png", name)
+
+    folder, token = key("0190-job.2").rsplit("/", 1)
+    assert folder == "2026/11/24/0190-job.2"
+    assert key("0190-job.2") == f"{folder}/{token}"
+    stem = token.removesuffix(".png")
+    assert len(stem) == 32
+    assert key("0190-job.2", "cat.png") == key("0190-job.2", "cat") == f"{folder}/{stem}-cat.png"
+    assert key("").startswith("2026/11/24/")
+    assert key("").count("/") == 3
+    # Neither the job's id nor its content leads to the key; nor does another's.
+    others = [key("0190-job.2", secret="t"), key("0190-job.2", sha256="cd" * 32), key("0190-job.3")]
+    assert len({stem, *(other.rpartition("/")[2].removesuffix(".png") for other in others)}) == 4
+    assert SHA256[:8] not in token
 
 
 @pytest.mark.parametrize(
     "name", ["../../etc/passwd", "..\\..\\x", "a/b", "...", "", "x\0y", "é" * 300, "\n"]
 )
-def test_no_file_name_leads_out_of_its_folder(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    scope = RecordingScope({"prediction_id": "../../other"})
-    monkeypatch.setattr(prediction, "_scope", lambda: scope)
-    key = _key(datetime(2026, 1, 2, tzinfo=UTC), content(), name)
+def test_no_file_name_leads_out_of_its_folder(name: str) -> None:
+    now = datetime(2026, 1, 2, tzinfo=UTC)
+    key = object_key("s", now, "../../other", SHA256, ".png", name)
     year, month, day, owner, last = key.split("/")
     assert (year, month, day, owner) == ("2026", "01", "02", "other")
-    assert last.startswith(content().sha256[:32])
+    assert len(last) > 32
     assert key.isascii()
     assert key.isprintable()
 
@@ -178,10 +202,37 @@ def test_no_file_name_leads_out_of_its_folder(name: str, monkeypatch: pytest.Mon
 def test_the_modality_follows_from_the_content_or_is_asked_for() -> None:
     assert _modality(content(), None) == "image"
     assert _modality(content(mime_type=OCTET_STREAM), "model") == "model"
-    with pytest.raises(vyvo_runner.UploadError, match="pass one of image"):
-        _modality(content(mime_type=OCTET_STREAM), None)
+    assert _modality(content(mime_type=OCTET_STREAM), None) == "text"
     with pytest.raises(vyvo_runner.UploadError, match="unknown modality"):
         _modality(content(), "log")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("artifact.py", "protocol/artifact.py"),
+        ("media.py", "objects/media.py"),
+        ("object_key.py", "objects/object_key.py"),
+    ],
+)
+def test_what_platform_and_sdk_share_is_the_same(theirs: str, ours: str) -> None:
+    platform = Path(vyvo_dagster.__file__).parent
+    assert (platform / ours).read_text() == (SDK_DIR / "src/vyvo_runner" / theirs).read_text()
+
+
+def test_an_artifact_is_the_same_to_everyone() -> None:
+    moment = datetime(2026, 1, 31, 12, tzinfo=timezone(timedelta(hours=2)))
+    made = vyvo_runner.Artifact(
+        type="image", url="s3://vyvo-image/a.png", size_bytes=3, mime_type="image/png",
+        expires_at=moment,
+    ).as_json()  # fmt: skip
+    assert made["expires_at"] == "2026-01-31T10:00:00Z"
+    assert list(artifacts_in([made])) == [made]
+    assert made.keys() == ARTIFACT_FIELDS == ArtifactShape.__annotations__.keys()
+    for model in (Artifact, ReportedArtifact, ArtifactView, ClientArtifact):
+        assert ARTIFACT_FIELDS <= model.model_fields.keys()
+        assert issubclass(model, Artifact)
+    assert ReportedArtifact.model_validate(made).as_json() == made
 
 
 def test_an_output_that_is_not_there_is_said_in_one_line(
@@ -196,8 +247,8 @@ def test_an_output_that_is_not_there_is_said_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_the_package_keeps_to_python_3_8_and_to_its_one_dependency() -> None:
-    allowed = {"minio", "urllib3", "cog", "__future__"}
+def test_the_package_keeps_to_python_3_8_and_to_its_dependencies() -> None:
+    allowed = {"filetype", "minio", "pydantic", "urllib3", "cog", "__future__"}
     standard = set(__import__("sys").stdlib_module_names)
     for path in sorted((SDK_DIR / "src").rglob("*.py")):
         tree = ast.parse(path.read_text(), feature_version=(3, 8))

@@ -29,7 +29,13 @@ from vyvo_dagster.concurrency import cancel_all
 from vyvo_dagster.domain.artifact import artifacts_in
 from vyvo_dagster.domain.job import PREDICTION_FAILED, prediction_id
 from vyvo_dagster.errors import RunnerFailed, Unavailable, VyvoError
-from vyvo_dagster.protocol.job import Artifact, AttemptStatus, CompletionReport, JobError, RunOrder
+from vyvo_dagster.protocol.job import (
+    AttemptStatus,
+    CompletionReport,
+    JobError,
+    ReportedArtifact,
+    RunOrder,
+)
 from vyvo_dagster.telemetry import tracing
 
 __all__ = ["Attempt", "AttemptNode", "StopReason"]
@@ -272,7 +278,7 @@ class Attempt:
         status: AttemptStatus,
         *,
         output: Any = None,
-        artifacts: list[Artifact] | None = None,
+        artifacts: list[ReportedArtifact] | None = None,
         error: tuple[str, str] | None = None,
     ) -> CompletionReport:
         self._mark("total", self._taken)
@@ -324,9 +330,9 @@ def _check_size(output: Any) -> None:
         )
 
 
-def _artifacts(output: Any) -> list[Artifact]:
+def _artifacts(output: Any) -> list[ReportedArtifact]:
     try:
-        found = [Artifact.model_validate(a) for a in artifacts_in(output)]
+        found = [ReportedArtifact.model_validate(a) for a in artifacts_in(output)]
     except (ValidationError, ValueError, TypeError) as error:
         said = " ".join(str(error).split())[:500]
         raise ArtifactInvalid(f"the runner's output holds a malformed artifact: {said}") from error

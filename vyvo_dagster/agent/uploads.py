@@ -1,13 +1,12 @@
 """Outputs that a plain Cog runner gives inline, moved to the object store.
 
 A Cog image that knows nothing of this platform answers files as `data:` URIs (RFC 2397). They are
-uploaded here, into the bucket of their MIME type, and replaced by the artifact shape.
+uploaded here, into the bucket of what they hold, and replaced by the artifact shape.
 """
 
 import asyncio
 import base64
 import hashlib
-import mimetypes
 import re
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -17,13 +16,13 @@ from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 from uuid import UUID
 
-from vyvo_dagster.domain.artifact import ArtifactShape
 from vyvo_dagster.domain.model import Modality
 from vyvo_dagster.errors import NotFound, RunnerFailed
-from vyvo_dagster.objects import ObjectStore, parse_s3_uri
-from vyvo_dagster.protocol.job import Artifact
+from vyvo_dagster.objects import ObjectStore
+from vyvo_dagster.objects.media import HEAD_BYTES, extension_of, modality_of, sniff
+from vyvo_dagster.protocol.artifact import Artifact
 
-__all__ = ["ArtifactInvalid", "Uploader", "data_uris_in", "decode_data_uri", "modality_of"]
+__all__ = ["ArtifactInvalid", "Uploader", "data_uris_in", "decode_data_uri"]
 
 # Mediatype without parameters we use, `;base64`, data. Case-insensitive scheme, as RFC 3986 asks.
 _DATA = re.compile(
@@ -31,10 +30,6 @@ _DATA = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _DEFAULT_MIME: Final = "text/plain"
-_OCTETS: Final = "application/octet-stream"
-
-
-_OUTPUTS: Final = (Modality.IMAGE, Modality.VIDEO, Modality.AUDIO, Modality.TEXT)
 
 
 class ArtifactInvalid(RunnerFailed):
@@ -101,8 +96,7 @@ class Uploader:
 
     def _fault(self, url: str, size_bytes: int) -> str | None:
         """What is wrong with one artifact."""
-        bucket = parse_s3_uri(url).bucket
-        if bucket not in {self.store.bucket(modality) for modality in _OUTPUTS}:
+        if not self.store.is_output(url):
             return f"{url[:300]} is in no bucket for outputs"
         try:
             stat = self.store.stat(url)
@@ -116,38 +110,28 @@ class Uploader:
         decoded = decode_data_uri(uri)
         if decoded is None:
             return uri
-        mime, data = decoded
-        modality = modality_of(mime)
+        # The type is the content's own: what a runner calls it would be sent on to browsers.
+        data = decoded[1]
+        mime = sniff(data[:HEAD_BYTES], complete=len(data) <= HEAD_BYTES)
+        modality = Modality(modality_of(mime))
         now = datetime.now(UTC)
-        # Derived from what it holds, so that a repeat writes the same object; the checksum also
-        # keeps a job's id from being enough to guess the key.
-        digest = hashlib.sha256(data).hexdigest()[:32]
-        key = f"{now:%Y/%m/%d}/{job_id}/{attempt}-{digest}{mimetypes.guess_extension(mime) or ''}"
-        url = self.store.put_bytes(self.store.bucket(modality), key, data, mime)
-        expires = now + timedelta(seconds=self.ttl_seconds)
-        return ArtifactShape(
-            type=str(modality),
-            url=url,
-            size_bytes=len(data),
-            mime_type=mime,
-            expires_at=expires.isoformat(timespec="seconds").replace("+00:00", "Z"),
+        digest = hashlib.sha256(data).hexdigest()
+        # The agent names a prediction so; a repeat writes the same object.
+        owner = f"{job_id}.{attempt}"
+        key = self.store.output_key(now, owner, digest, extension_of(mime))
+        url = self.store.put_bytes(
+            self.store.bucket(modality), key, data, mime, metadata={"sha256": digest}
         )
+        return Artifact(
+            type=modality, url=url, size_bytes=len(data), mime_type=mime,
+            expires_at=now + timedelta(seconds=self.ttl_seconds),
+        ).as_json()  # fmt: skip
 
 
 async def _awaited(
     loop: asyncio.AbstractEventLoop, executor: Executor, call: Any, *args: Any
 ) -> Any:
     return await loop.run_in_executor(executor, call, *args)
-
-
-def modality_of(mime: str) -> Modality:
-    """The bucket of a MIME type; what is neither image, video nor audio goes with the texts."""
-    major = mime.partition("/")[0]
-    return (
-        Modality(major)
-        if major in {Modality.IMAGE, Modality.VIDEO, Modality.AUDIO}
-        else Modality.TEXT
-    )
 
 
 def decode_data_uri(uri: str) -> tuple[str, bytes] | None:

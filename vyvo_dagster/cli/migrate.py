@@ -26,9 +26,12 @@ def migrate() -> None:
     settings = Settings()  # pyright: ignore[reportCallIssue]
     try:
         upgrade(settings.postgres_dsn)
-        made = ObjectStore(S3Settings()).ensure_buckets()  # pyright: ignore[reportCallIssue]
+        store = ObjectStore(S3Settings(), artifact_ttl_seconds=settings.artifact_ttl_seconds)  # pyright: ignore[reportCallIssue]
+        without = store.ensure_buckets()
     except SQLAlchemyError as error:
         sys.exit(f"vyvo migrate: the database at VYVO_POSTGRES_DSN: {str(error).splitlines()[0]}")
     except VyvoError as error:
         sys.exit(f"vyvo migrate: {error.detail}")
-    click.echo(f"schema is current, buckets made: {', '.join(made) or 'none were missing'}")
+    click.echo("schema and buckets are current")
+    if without:
+        click.echo(f"this store takes no lifecycle rules for {', '.join(without)}; the expiry pass deletes")

@@ -14,6 +14,7 @@ from vyvo_dagster.domain.model import VersionState
 from vyvo_dagster.domain.node import AssignmentState, NodeState
 from vyvo_dagster.domain.pool import OPERATION, OperationState
 from vyvo_dagster.domain.webhook import DeliveryState
+from vyvo_dagster.protocol import artifact
 from vyvo_dagster.protocol.job import JobError
 
 __all__ = [
@@ -55,17 +56,12 @@ class Page(_Answer, Generic[T]):
     next_cursor: str | None = None
 
 
-class Artifact(_Answer):
+class Artifact(_Answer, artifact.Artifact):
     """One output of a job. `presigned_url` reads it without credentials for a while; size in bytes."""
 
     id: UUID
     position: int
-    type: str
-    url: str
     presigned_url: str | None
-    size_bytes: int
-    mime_type: str
-    expires_at: datetime | None
 
 
 class Attempt(_Answer):

@@ -1,15 +1,30 @@
 """The shape of an artifact, the same in a runner's answer, a completion, a row and the api."""
 
+import re
 from collections.abc import Iterator, Mapping
-from typing import Any, TypedDict
+from typing import Any, Final, TypedDict
 
-__all__ = ["ARTIFACT_FIELDS", "ArtifactShape", "artifacts_in"]
+from vyvo_dagster.domain.model import Modality
+
+__all__ = ["ARTIFACT_FIELDS", "OUTPUTS", "ArtifactShape", "artifacts_in", "is_output"]
 
 ARTIFACT_FIELDS = frozenset({"type", "url", "size_bytes", "mime_type", "expires_at"})
 
+OUTPUTS: Final = frozenset(Modality) - {Modality.LOG}
+"""Whose buckets hold what jobs make."""
+# Beside a day's folders the bucket of models holds weights, locks and bills of materials.
+_OF_A_DAY: Final = re.compile(r"\d{4}/\d\d/\d\d/.+")
+
+
+def is_output(modality: Modality, key: str) -> bool:
+    """Whether a job may have made what is under this key of the modality's bucket."""
+    if modality is Modality.MODEL:
+        return _OF_A_DAY.fullmatch(key) is not None
+    return modality in OUTPUTS
+
 
 class ArtifactShape(TypedDict):
-    """Metadata of one artifact. `url` is `s3://bucket/key`; `expires_at` ISO 8601, UTC, or None."""
+    """What protocol.artifact.Artifact is as JSON, for code that knows no pydantic."""
 
     type: str
     url: str

@@ -15,10 +15,12 @@ from typing import Any, Final
 
 from minio.commonconfig import CopySource
 
+from vyvo_dagster.domain.artifact import OUTPUTS, is_output
 from vyvo_dagster.domain.model import Modality
 from vyvo_dagster.errors import Conflict, InvalidInput, NotFound
-from vyvo_dagster.objects.buckets import ensure_bucket, expire_after
+from vyvo_dagster.objects.buckets import ensure_bucket, set_lifecycle
 from vyvo_dagster.objects.connection import connect, connection_pool, mapped
+from vyvo_dagster.objects.object_key import object_key
 from vyvo_dagster.objects.uri import S3Uri, format_s3_uri, parse_s3_uri
 from vyvo_dagster.settings import S3Settings
 
@@ -78,18 +80,33 @@ class ObjectStore:
         """Name of the bucket of a modality, such as `vyvo-image`."""
         return f"{self._settings.bucket_prefix}{modality}"
 
+    def is_output(self, uri: str) -> bool:
+        """Whether a job may have made what is there: an output's key in an output's bucket.
+
+        Raises:
+            InvalidInput: it is no location of an object.
+        """
+        bucket, key = parse_s3_uri(uri)
+        return any(
+            bucket == self.bucket(modality) and is_output(modality, key) for modality in OUTPUTS
+        )
+
+    def output_key(self, moment: datetime, owner: str, sha256: str, extension: str) -> str:
+        """Key of an output of `owner`, a prediction; see object_key."""
+        secret = self._settings.secret_key.get_secret_value()
+        return object_key(secret, moment, owner, sha256, extension)
+
     def ensure_buckets(self) -> list[str]:
-        """Create the bucket of every modality and set its expiry; return those left without one.
+        """Create the bucket of every modality, set its lifecycle rules; return those left without.
 
         A store without lifecycle rules keeps its objects; the expiry pass deletes them then.
         """
         without: list[str] = []
         for modality in Modality:
             name = self.bucket(modality)
-            ttl = self._ttl(modality)
             with self._mapped(name):
                 ensure_bucket(self._client, name, self._settings.region)
-                if ttl is not None and not expire_after(self._client, name, ttl):
+                if not set_lifecycle(self._client, name, self._ttl(modality)):
                     without.append(name)
         return without
 

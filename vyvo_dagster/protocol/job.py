@@ -17,11 +17,11 @@ from pydantic import (
 )
 
 from vyvo_dagster.domain.job import JobState
+from vyvo_dagster.protocol.artifact import Artifact
 
 __all__ = [
     "BATCH_BYTES",
     "BATCH_ITEMS",
-    "Artifact",
     "AttemptStatus",
     "CancelOrder",
     "CompletionReport",
@@ -34,6 +34,7 @@ __all__ = [
     "ReportBatchAnswer",
     "ReportItem",
     "ReportResult",
+    "ReportedArtifact",
     "RunOrder",
 ]
 
@@ -42,7 +43,6 @@ BATCH_ITEMS: Final = 1024
 BATCH_BYTES: Final = 8 << 20
 """Size at which an agent closes a batch; a body of twice that is taken."""
 _LAST_ATTEMPT: Final = (1 << 31) - 1
-_STORABLE_SIZE: Final = (1 << 63) - 1
 
 
 class _Model(BaseModel):
@@ -95,13 +95,9 @@ def _in_calendar(time: datetime) -> datetime:
     return time
 
 
-class Artifact(_Model):
-    """One artifact in the standard shape. `url` is `s3://bucket/key`."""
+class ReportedArtifact(Artifact):
+    """An artifact as a report names it: its end is a time that can be stored."""
 
-    type: Annotated[str, Field(max_length=32)]
-    url: Annotated[str, Field(max_length=2048, pattern=r"^s3://[a-z0-9.-]{3,63}/[^\s\x00]+$")]
-    size_bytes: int = Field(ge=0, le=_STORABLE_SIZE)
-    mime_type: Annotated[str, Field(max_length=255)]
     expires_at: Annotated[datetime, AfterValidator(_in_calendar)] | None = None
 
 
@@ -127,7 +123,9 @@ class CompletionReport(_Model):
 
     attempt: int = Field(ge=1, le=_LAST_ATTEMPT)
     status: AttemptStatus
-    artifacts: list[Artifact] = Field(default_factory=list[Artifact], max_length=1024)
+    artifacts: list[ReportedArtifact] = Field(
+        default_factory=list[ReportedArtifact], max_length=1024
+    )
     output: Any = None
     error: JobError | None = None
     timings: dict[str, float] = Field(default_factory=dict, max_length=32)

@@ -14,7 +14,7 @@ from vyvo_dagster.errors import InvalidInput
 from vyvo_dagster.protocol.grpc import completion_pb2 as pb
 from vyvo_dagster.protocol.job import (
     BATCH_ITEMS,
-    Artifact,
+    ReportedArtifact,
     AttemptStatus,
     CompletionReport,
     ItemProblem,
@@ -149,7 +149,7 @@ def _output(text: str) -> Any:
         raise InvalidInput("output_json: is no JSON text") from error
 
 
-def _artifact_message(artifact: Artifact) -> pb.Artifact:
+def _artifact_message(artifact: ReportedArtifact) -> pb.Artifact:
     expires_at = None
     if artifact.expires_at is not None:
         expires_at = Timestamp()

@@ -61,7 +61,7 @@ class Predictor(BaseRunner):
                 "expires_at": None,
             }  # fmt: skip
         if how == "inline":
-            return "data:image/png;base64," + base64.b64encode(text.encode()).decode()
+            return "data:image/png;base64," + base64.b64encode(text.encode("latin-1")).decode()
         if how == "env":
             names = ("GREETING", "VYVO_MODEL_ID", "PORT", "VYVO_AGENT_JOIN_TOKEN")
             return {name: os.environ.get(name) for name in names}

@@ -128,7 +128,7 @@ async def test_inline_outputs_become_artifacts(
     assert artifact.mime_type == "image/png"
     assert artifact.type == "image"
     assert report.output[0]["url"] == artifact.url
-    assert ObjectStore(s3_settings).get_bytes(artifact.url).decode() == "\x89PNG not really"
+    assert ObjectStore(s3_settings).get_bytes(artifact.url) == b"\x89PNG not really"
 
 
 async def test_failures_carry_their_codes(

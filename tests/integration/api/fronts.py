@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from vyvo_dagster.agent.control_plane import ControlPlane
-from vyvo_dagster.protocol.job import Artifact, AttemptStatus, CompletionReport
+from vyvo_dagster.protocol.job import ReportedArtifact, AttemptStatus, CompletionReport
 from vyvo_dagster.settings import S3Settings
 from vyvo_dagster.store.database import Database
 from vyvo_dagster.store.records import Job
@@ -71,7 +71,7 @@ async def row(database: Database, job_id: UUID) -> Job:
 
 
 def success(bucket: str, **values: Any) -> CompletionReport:
-    artifact = Artifact(
+    artifact = ReportedArtifact(
         type="image", url=f"s3://{bucket}/a.png", size_bytes=(1 << 40) + 1, mime_type="image/png",
         expires_at="2031-02-03T04:05:06.789+00:00",  # pyright: ignore[reportArgumentType]
     )  # fmt: skip

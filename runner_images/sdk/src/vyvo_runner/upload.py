@@ -6,40 +6,27 @@ import functools
 import hashlib
 import io
 import os
-import re
 from datetime import datetime, timedelta, timezone
-from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Dict, NamedTuple, Optional, TypedDict, Union
+from pathlib import Path
+from typing import Any, BinaryIO, Dict, NamedTuple, Optional, Union
 
 import urllib3
 from minio import Minio
 from minio.error import MinioException, S3Error
 
+from .artifact import Artifact
 from .errors import UploadError
 from .media import HEAD_BYTES, MODALITIES, extension_of, modality_of, sniff
+from .object_key import object_key
 from .prediction import prediction_id, span
 from .settings import StorageSettings
 
-__all__ = ["Artifact", "upload"]
+__all__ = ["upload"]
 
 CONNECT_SECONDS = 5
 READ_SECONDS = 60
 PART_BYTES = 16 * 1024 * 1024
 _BUCKET_EXISTS = ("BucketAlreadyOwnedByYou", "BucketAlreadyExists")
-_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
-
-
-class Artifact(TypedDict):
-    """What `upload` returns; JSON as it is."""
-
-    type: str
-    """The modality: image, video, audio, text or model."""
-    url: str
-    """`s3://<bucket>/<key>`."""
-    size_bytes: int
-    mime_type: str
-    expires_at: str
-    """ISO 8601, UTC."""
 
 
 class _Content(NamedTuple):
@@ -49,27 +36,42 @@ class _Content(NamedTuple):
     mime_type: str
 
 
+class _Digesting:
+    """A stream that takes the checksum of what is read of it."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.digest = hashlib.sha256()
+        self._stream = stream
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._stream.read(size)
+        self.digest.update(data)
+        return data
+
+
 def upload(
     source: Union[str, os.PathLike[str], bytes, bytearray, memoryview],
     modality: Optional[str] = None,
     *,
     filename: Optional[str] = None,
-) -> Artifact:
+) -> Dict[str, Any]:
     """Store one output and return its artifact, for the predictor to return or yield.
 
-    A file is streamed, never read whole. The bucket is made if it is missing. The object's key
+    The members are those of `Artifact`, as JSON. A file is streamed in parts, four of which are in
+    memory at a time, and never read whole. The bucket is made if it is missing. The object's key
     derives from the date, the prediction and the content, so that a repeated attempt at the same
-    output overwrites it, and a job's id alone does not lead to it.
+    output overwrites it; without the storage's secret key nothing leads to it.
 
     Args:
         source: a file's path, or the content itself.
-        modality: image, video, audio, text or model; left out, it follows from the content.
+        modality: image, video, audio, text or model; left out, it follows from the content, and
+            what is neither image, video nor audio goes with the texts.
         filename: the name to end the key with; left out, it is the content's digest. Its
             extension is kept when it has one.
 
     Raises:
-        UploadError: nothing to read at that path, an unknown modality, content whose modality
-            cannot be told, or a storage server that refuses or does not answer.
+        UploadError: nothing to read at that path, an unknown modality, a file that changes while it
+            is sent, or a storage server that refuses or does not answer.
         SettingsError: the environment does not say where outputs go.
     """
     with span("upload artifact"):
@@ -80,7 +82,7 @@ def _upload(
     source: Union[str, os.PathLike[str], bytes, bytearray, memoryview],
     modality: Optional[str],
     filename: Optional[str],
-) -> Artifact:
+) -> Dict[str, Any]:
     settings = StorageSettings.from_env()
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _store(settings, _describe(io.BytesIO(bytes(source))), modality, filename)
@@ -108,49 +110,35 @@ def _describe(stream: BinaryIO) -> _Content:
 
 def _store(
     settings: StorageSettings, content: _Content, modality: Optional[str], filename: Optional[str]
-) -> Artifact:
+) -> Dict[str, Any]:
     modality = _modality(content, modality)
     bucket = settings.bucket_prefix + modality
     now = datetime.now(timezone.utc).replace(microsecond=0)
-    key = _key(now, content, filename)
-    expires_at = _iso(now + timedelta(seconds=settings.ttl_seconds))
-    metadata: Dict[str, Any] = {"sha256": content.sha256, "expires-at": expires_at}
+    key = object_key(
+        settings.secret_key,
+        now,
+        prediction_id() or "",
+        content.sha256,
+        extension_of(content.mime_type),
+        filename,
+    )
+    artifact = Artifact(
+        type=modality,
+        url=f"s3://{bucket}/{key}",
+        size_bytes=content.size,
+        mime_type=content.mime_type,
+        expires_at=now + timedelta(seconds=settings.ttl_seconds),
+    ).as_json()
+    metadata = {"sha256": content.sha256, "expires-at": artifact["expires_at"]}
     _put(settings, bucket, key, content, metadata)
-    return {
-        "type": modality,
-        "url": f"s3://{bucket}/{key}",
-        "size_bytes": content.size,
-        "mime_type": content.mime_type,
-        "expires_at": expires_at,
-    }
+    return artifact
 
 
 def _modality(content: _Content, modality: Optional[str]) -> str:
     chosen = modality if modality is not None else modality_of(content.mime_type)
-    if chosen is None:
-        names = ", ".join(MODALITIES)
-        raise UploadError(
-            f"content of type {content.mime_type} has no modality; pass one of {names}"
-        )
     if chosen not in MODALITIES:
         raise UploadError(f"unknown modality {chosen[:40]!r}; use one of {', '.join(MODALITIES)}")
     return chosen
-
-
-def _key(now: datetime, content: _Content, filename: Optional[str]) -> str:
-    name = content.sha256[:32]
-    if filename is not None:
-        # Only the last part of a path, so that no name climbs out of its folder.
-        wanted = _UNSAFE.sub("-", Path(filename.replace("\\", "/")).name).strip(".-")[-100:]
-        name = f"{name}-{wanted}" if wanted else name
-    if not PurePosixPath(name).suffix:
-        name += extension_of(content.mime_type)
-    owner = _UNSAFE.sub("-", prediction_id() or "").strip(".-")[:128]
-    return "/".join(part for part in (now.strftime("%Y/%m/%d"), owner, name) if part)
-
-
-def _iso(moment: datetime) -> str:
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 @functools.lru_cache(maxsize=4)
@@ -178,15 +166,19 @@ def _put(
 
     def put() -> None:
         content.stream.seek(0)
+        sent = _Digesting(content.stream)
         client.put_object(
             bucket,
             key,
-            content.stream,
+            sent,
             content.size,
             content_type=content.mime_type,
             metadata=metadata,
             part_size=PART_BYTES,
         )
+        if sent.digest.hexdigest() != content.sha256:
+            client.remove_object(bucket, key)
+            raise UploadError("the output changed while it was sent; write it whole, then upload")
 
     try:
         try:

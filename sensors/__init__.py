@@ -5,7 +5,7 @@ from sensors.host_ops import host_ops
 from sensors.node_heartbeats import node_heartbeats
 from sensors.pools import node_pools
 from sensors.run_status import build_canceled, build_failed
-from sensors.schedules import daily_retention, weekly_rebuild
+from sensors.schedules import artifact_expiry, artifact_sweep, daily_retention, weekly_rebuild
 from sensors.workflow_triggers import (
     workflow_artifacts,
     workflow_cron,
@@ -18,4 +18,4 @@ SENSORS = [
     build_queue, build_failed, build_canceled, node_heartbeats, host_ops, node_pools,
     workflow_cron, workflow_artifacts, workflow_model_versions,
 ]  # fmt: skip
-SCHEDULES = [daily_retention, weekly_rebuild]
+SCHEDULES = [daily_retention, weekly_rebuild, artifact_expiry, artifact_sweep]

@@ -2,6 +2,7 @@
 
 from dagster import (
     DefaultScheduleStatus,
+    RunConfig,
     RunRequest,
     ScheduleDefinition,
     ScheduleEvaluationContext,
@@ -9,11 +10,32 @@ from dagster import (
     schedule,
 )
 
+from ops.artifacts import ArtifactsPass, collect, collect_artifacts
 from ops.maintenance import rebuild_stale, retention
 from ops.rebuilds import stale_versions
 from resources import StoreResource
 
-__all__ = ["daily_retention", "weekly_rebuild"]
+__all__ = ["artifact_expiry", "artifact_sweep", "daily_retention", "weekly_rebuild"]
+
+artifact_expiry = ScheduleDefinition(
+    name="artifact_expiry",
+    job=collect_artifacts,
+    cron_schedule="10 * * * *",
+    execution_timezone="UTC",
+    default_status=DefaultScheduleStatus.RUNNING,
+    run_config=RunConfig({collect.name: ArtifactsPass(orphans=False)}),
+    description="Mark artifacts whose end has come and delete their objects.",
+)
+
+artifact_sweep = ScheduleDefinition(
+    name="artifact_sweep",
+    job=collect_artifacts,
+    cron_schedule="40 2 * * *",
+    execution_timezone="UTC",
+    default_status=DefaultScheduleStatus.RUNNING,
+    run_config=RunConfig({collect.name: ArtifactsPass()}),
+    description="The same, and delete objects without a row, mark rows without an object.",
+)
 
 daily_retention = ScheduleDefinition(
     name="daily_retention",

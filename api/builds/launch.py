@@ -47,6 +47,18 @@ mutation TerminateBuild($id: String!) {
   terminateRun(runId: $id) { __typename ... on PythonError { message } }
 }
 """
+_LAUNCH_JOB: Final = """
+mutation LaunchJob($params: ExecutionParams!) {
+  launchRun(executionParams: $params) {
+    __typename
+    ... on LaunchRunSuccess { run { runId } }
+    ... on PipelineNotFoundError { message }
+    ... on RunConfigValidationInvalid { errors { message } }
+    ... on UnauthorizedError { message }
+    ... on PythonError { message }
+  }
+}
+"""
 _WARM: Final = "{ version }"
 _LONGEST_WARM_UP_PAUSE: Final = 10.0
 
@@ -96,6 +108,24 @@ class Launcher:
             if not launched:
                 async with self._database.transaction() as store:
                     await store.builds.release_launch(build_id)
+
+    async def launch_job(self, job: str, ops: Mapping[str, Any], tags: Mapping[str, str]) -> str:
+        """Launch a run of a job of the code location, with the configuration of its ops; its id.
+
+        Raises:
+            Unavailable: there is no Dagster, or it does not launch the run.
+        """
+        if self._url is None:
+            raise Unavailable("this needs Dagster, and no VYVO_DAGSTER_URL says where it is")
+        params = {
+            "selector": {"jobName": job, **_REPOSITORY},
+            "runConfigData": {"ops": ops},
+            "executionMetadata": {"tags": [{"key": k, "value": v} for k, v in tags.items()]},
+        }
+        launched = (await self._ask(_LAUNCH_JOB, {"params": params}))["launchRun"]
+        if launched["__typename"] != "LaunchRunSuccess":
+            raise Unavailable(f"Dagster did not launch {job}: {_why(launched)}")
+        return str(launched["run"]["runId"])
 
     async def terminate(self, run_id: str) -> None:
         """Ask for a run's termination; one that has ended is no error. The run watches its row too."""

@@ -18,12 +18,12 @@ from vyvo_dagster.dispatch.requeue import requeue_lost
 from vyvo_dagster.domain.job import JOB, RETRIED, JobEventKind, JobState
 from vyvo_dagster.errors import InvalidReport, NotFound, StaleAttempt
 from vyvo_dagster.protocol.job import (
-    ReportedArtifact,
     AttemptStatus,
     CompletionReport,
     JobError,
     MalformedReport,
     ProgressReport,
+    ReportedArtifact,
     ReportItem,
 )
 from vyvo_dagster.store.attempts import Gone

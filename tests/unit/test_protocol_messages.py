@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from vyvo_dagster.domain.job import JobState
 from vyvo_dagster.protocol.grpc import completion_pb2 as pb
 from vyvo_dagster.protocol.job import (
-    ReportedArtifact,
     AttemptStatus,
     CompletionReport,
     JobError,
     ProgressReport,
+    ReportedArtifact,
 )
 from vyvo_dagster.protocol.messages import (
     completion_of,

@@ -11,8 +11,8 @@ import pytest
 import vyvo_runner
 from vyvo_runner import prediction
 from vyvo_runner.media import MODALITIES, OCTET_STREAM, extension_of, modality_of, sniff
-from vyvo_runner.settings import StorageSettings
 from vyvo_runner.object_key import object_key
+from vyvo_runner.settings import StorageSettings
 from vyvo_runner.upload import _Content, _modality
 
 import vyvo_dagster
@@ -230,7 +230,7 @@ def test_an_artifact_is_the_same_to_everyone() -> None:
     assert list(artifacts_in([made])) == [made]
     assert made.keys() == ARTIFACT_FIELDS == ArtifactShape.__annotations__.keys()
     for model in (Artifact, ReportedArtifact, ArtifactView, ClientArtifact):
-        assert ARTIFACT_FIELDS <= model.model_fields.keys()
+        assert model.model_fields.keys() >= ARTIFACT_FIELDS
         assert issubclass(model, Artifact)
     assert ReportedArtifact.model_validate(made).as_json() == made
 

@@ -14,6 +14,7 @@ _COMMANDS: Mapping[str, tuple[str, str, str]] = {
     "jobs": ("jobs", "jobs", "List jobs."),
     "job": ("jobs", "job", "Show or follow one job."),
     "cancel": ("jobs", "cancel", "Cancel jobs."),
+    "artifacts": ("artifacts", "artifacts", "List and save artifacts; collect expired ones."),
     "queue": ("queue", "queue", "Show what waits; --watch refreshes; set weights."),
     "pools": ("pools", "pools", "List, scale and set the policies of node pools."),
     "requeue": ("jobs", "requeue", "Queue jobs again that have ended badly."),

@@ -34,4 +34,6 @@ def migrate() -> None:
         sys.exit(f"vyvo migrate: {error.detail}")
     click.echo("schema and buckets are current")
     if without:
-        click.echo(f"this store takes no lifecycle rules for {', '.join(without)}; the expiry pass deletes")
+        click.echo(
+            f"this store takes no lifecycle rules for {', '.join(without)}; the expiry pass deletes"
+        )

@@ -12,6 +12,7 @@ import httpx
 
 from vyvo_dagster.client import calls
 from vyvo_dagster.client.access import AsyncKeys
+from vyvo_dagster.client.artifacts import AsyncArtifacts
 from vyvo_dagster.client.calls import Call, Id, JobSpec, Json, Stream
 from vyvo_dagster.client.files import DOWNLOAD_TIMEOUT, draft_of, raise_for_download, store_away
 from vyvo_dagster.client.following import TIMEOUT, Following
@@ -79,6 +80,8 @@ class AsyncClient:
         )  # fmt: skip
         self.keys = AsyncKeys(self)
         """API keys and the audit log, for admins."""
+        self.artifacts = AsyncArtifacts(self)
+        """What jobs made, and what becomes of it."""
         self.workflows = AsyncWorkflows(self)
         """Workflows and their runs."""
 

@@ -11,6 +11,7 @@ import httpx
 
 from vyvo_dagster.client import calls
 from vyvo_dagster.client.access import Keys
+from vyvo_dagster.client.artifacts import Artifacts
 from vyvo_dagster.client.calls import Call, Id, JobSpec, Json, Stream
 from vyvo_dagster.client.files import DOWNLOAD_TIMEOUT, draft_of, raise_for_download, store_away
 from vyvo_dagster.client.following import TIMEOUT, Following
@@ -76,6 +77,8 @@ class Client:
         )  # fmt: skip
         self.keys = Keys(self)
         """API keys and the audit log, for admins."""
+        self.artifacts = Artifacts(self)
+        """What jobs made, and what becomes of it."""
         self.workflows = Workflows(self)
         """Workflows and their runs."""
 

@@ -12,9 +12,10 @@ from minio.error import MinioException, S3Error
 from vyvo_dagster.errors import InvalidInput, NotFound, Unavailable, VyvoError
 from vyvo_dagster.settings import S3Settings
 
-__all__ = ["connect", "connection_pool", "mapped"]
+__all__ = ["MISSING", "connect", "connection_pool", "mapped"]
 
-_MISSING: Final = frozenset({"NoSuchKey", "NoSuchBucket", "NoSuchObject", "NotFound"})
+MISSING: Final = frozenset({"NoSuchKey", "NoSuchBucket", "NoSuchObject", "NotFound"})
+"""Codes of S3 for what is not there."""
 
 
 def connection_pool(connect_timeout: float, read_timeout: float) -> urllib3.PoolManager:
@@ -57,7 +58,7 @@ def mapped(endpoint: str, what: str) -> Generator[None]:
     except VyvoError:
         raise
     except S3Error as error:
-        if error.code in _MISSING:
+        if error.code in MISSING:
             raise NotFound(f"{what} does not exist in the object store") from error
         raise Unavailable(
             f"the object store refused {what}: {error.code} {error.message}"

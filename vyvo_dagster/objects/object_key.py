@@ -16,7 +16,12 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 def object_key(
-    secret: str, moment: datetime, owner: str, sha256: str, extension: str, name: Optional[str] = None
+    secret: str,
+    moment: datetime,
+    owner: str,
+    sha256: str,
+    extension: str,
+    name: Optional[str] = None,
 ) -> str:
     """`YYYY/MM/DD/<owner>/<token>[-<name>]`, derived, so that a retry overwrites its earlier self.
 
@@ -31,7 +36,9 @@ def object_key(
         extension: with its dot; taken where the name has none.
         name: ends the key; only its last part, of ASCII letters, digits, `.`, `_` and `-`.
     """
-    token = hmac.new(secret.encode(), f"{owner}\n{sha256}".encode(), hashlib.sha256).hexdigest()[:32]
+    token = hmac.new(secret.encode(), f"{owner}\n{sha256}".encode(), hashlib.sha256).hexdigest()[
+        :32
+    ]
     last = token
     if name is not None:
         # Only the last part of a path, so that no name climbs out of its folder.

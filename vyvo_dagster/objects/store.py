@@ -6,7 +6,7 @@ Synchronous: the agent and the api run it in threads. Nothing here knows a datab
 import hashlib
 import io
 import os
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -14,17 +14,18 @@ from pathlib import Path
 from typing import Any, Final
 
 from minio.commonconfig import CopySource
+from minio.deleteobjects import DeleteObject
 
 from vyvo_dagster.domain.artifact import OUTPUTS, is_output
 from vyvo_dagster.domain.model import Modality
 from vyvo_dagster.errors import Conflict, InvalidInput, NotFound
 from vyvo_dagster.objects.buckets import ensure_bucket, set_lifecycle
-from vyvo_dagster.objects.connection import connect, connection_pool, mapped
+from vyvo_dagster.objects.connection import MISSING, connect, connection_pool, mapped
 from vyvo_dagster.objects.object_key import object_key
 from vyvo_dagster.objects.uri import S3Uri, format_s3_uri, parse_s3_uri
 from vyvo_dagster.settings import S3Settings
 
-__all__ = ["ObjectStat", "ObjectStore"]
+__all__ = ["ListedObject", "ObjectStat", "ObjectStore"]
 
 _CHUNK: Final = 1 << 20
 _PART: Final = 16 << 20
@@ -42,6 +43,15 @@ class ObjectStat:
     content_type: str
     modified_at: datetime
     metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class ListedObject:
+    """An object of a listing; `modified_at` by the store's clock."""
+
+    uri: str
+    size_bytes: int
+    modified_at: datetime
 
 
 class ObjectStore:
@@ -277,14 +287,44 @@ class ObjectStore:
         with suppress(NotFound), self._mapped(uri):
             self._client.remove_object(bucket_name=bucket, object_name=key)
 
+    def delete_many(self, uris: Iterable[str]) -> dict[str, str]:
+        """Delete objects, a thousand a request; by location, why one could not be deleted.
+
+        Those that are gone already are no error.
+
+        Raises:
+            Unavailable: the store does not answer; some may be deleted, and a repeat does no harm.
+        """
+        failed: dict[str, str] = {}
+        by_bucket: dict[str, list[str]] = {}
+        for uri in uris:
+            bucket, key = parse_s3_uri(uri)
+            by_bucket.setdefault(bucket, []).append(key)
+        for bucket, keys in by_bucket.items():
+            with self._mapped(bucket):
+                for fault in self._client.remove_objects(
+                    bucket_name=bucket, delete_object_list=[DeleteObject(key) for key in keys]
+                ):
+                    if fault.code not in MISSING:
+                        failed[f"s3://{bucket}/{fault.name}"] = f"{fault.code}: {fault.message}"
+        return failed
+
     def list(self, bucket: str, prefix: str = "") -> Generator[S3Uri]:
         """Every object under `prefix`, in key order."""
+        for entry in self.entries(bucket, prefix):
+            yield parse_s3_uri(entry.uri)
+
+    def entries(self, bucket: str, prefix: str = "") -> Generator[ListedObject]:
+        """As list, with what a listing tells of each; objects that no location can name are left out."""
         with self._mapped(bucket):
             for item in self._client.list_objects(
                 bucket_name=bucket, prefix=prefix, recursive=True
             ):
-                if item.object_name and not item.is_dir:
-                    yield S3Uri(bucket, item.object_name)
+                if not item.object_name or item.is_dir or item.last_modified is None:
+                    continue
+                with suppress(InvalidInput):
+                    uri = format_s3_uri(bucket, item.object_name)
+                    yield ListedObject(uri, item.size or 0, item.last_modified)
 
     def _put(
         self,

@@ -15,9 +15,7 @@ __all__ = ["Artifact"]
 class Artifact(BaseModel):
     """One output of a job, kept in the object store."""
 
-    type: str = Field(
-        max_length=32, description="Modality: image, video, audio, text or model."
-    )
+    type: str = Field(max_length=32, description="Modality: image, video, audio, text or model.")
     url: str = Field(
         max_length=2048,
         pattern=r"^s3://[a-z0-9.-]{3,63}/[^\s\x00]+$",

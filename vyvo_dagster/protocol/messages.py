@@ -14,12 +14,12 @@ from vyvo_dagster.errors import InvalidInput
 from vyvo_dagster.protocol.grpc import completion_pb2 as pb
 from vyvo_dagster.protocol.job import (
     BATCH_ITEMS,
-    ReportedArtifact,
     AttemptStatus,
     CompletionReport,
     ItemProblem,
     MalformedReport,
     ProgressReport,
+    ReportedArtifact,
     ReportItem,
     ReportResult,
 )

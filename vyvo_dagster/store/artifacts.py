@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from vyvo_dagster.domain.retention import ArtifactState
 from vyvo_dagster.store.records import ArtifactRow
 from vyvo_dagster.store.rows import page, record
 from vyvo_dagster.store.tables import artifacts
@@ -42,13 +43,13 @@ class ArtifactRepository:
         return None if row is None else record(ArtifactRow, row)
 
     async def browse(
-        self, tenant: str | None, cursor: UUID | None, limit: int, type: str | None = None
-    ) -> list[ArtifactRow]:
+        self, tenant: str | None, cursor: UUID | None, limit: int, *, type: str | None = None,
+        job_id: UUID | None = None, state: ArtifactState | None = None,
+    ) -> list[ArtifactRow]:  # fmt: skip
         """Newest first, of `tenant` unless that is None."""
-        query = sa.select(artifacts)
-        if tenant is not None:
-            query = query.where(artifacts.c.tenant == tenant)
-        if type is not None:
-            query = query.where(artifacts.c.type == type)
+        wanted = {"tenant": tenant, "type": type, "job_id": job_id, "state": state}
+        query = sa.select(artifacts).where(
+            *(artifacts.c[name] == value for name, value in wanted.items() if value is not None)
+        )
         query = page(query, artifacts.c.id, cursor, limit)
         return [record(ArtifactRow, r) for r in (await self._connection.execute(query)).mappings()]

@@ -30,6 +30,7 @@ from vyvo_dagster.store.nodes import NodeRepository
 from vyvo_dagster.store.outbox import OutboxRepository
 from vyvo_dagster.store.pools import PoolRepository
 from vyvo_dagster.store.reports import ReportRepository
+from vyvo_dagster.store.retention import RetentionRepository
 from vyvo_dagster.store.shares import ShareRepository
 from vyvo_dagster.store.submissions import SubmissionRepository
 from vyvo_dagster.store.webhooks import WebhookRepository
@@ -70,6 +71,7 @@ class Store:
         self.pools = PoolRepository(connection)
         self.webhooks = WebhookRepository(connection)
         self.reports = ReportRepository(connection)
+        self.retention = RetentionRepository(connection)
         self.shares = ShareRepository(connection)
         self.submissions = SubmissionRepository(connection)
         self.workflow_engine = WorkflowEngineRepository(connection)

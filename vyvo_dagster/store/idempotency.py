@@ -67,6 +67,11 @@ class IdempotencyRepository:
             sa.update(t).where(t.c.tenant == tenant, t.c.key == key).values(answer=answer)
         )
 
+    async def forget(self, tenant: str, key: str) -> None:
+        """Let a key be used again, since what it stood for failed."""
+        t = idempotency_keys
+        await self._connection.execute(sa.delete(t).where(t.c.tenant == tenant, t.c.key == key))
+
     async def purge(self) -> int:
         """Forget keys past their 24 hours; returns how many."""
         t = idempotency_keys

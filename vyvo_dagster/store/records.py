@@ -10,6 +10,7 @@ from vyvo_dagster.domain.build import BuildBackend, BuildState
 from vyvo_dagster.domain.job import JobState, Priority
 from vyvo_dagster.domain.model import Modality, VersionState
 from vyvo_dagster.domain.node import AssignmentState, NodeState
+from vyvo_dagster.domain.retention import ArtifactState, SweepState
 from vyvo_dagster.domain.scope import Scope
 from vyvo_dagster.domain.webhook import DeliveryState
 
@@ -28,6 +29,7 @@ __all__ = [
     "Node",
     "NodeEvent",
     "OutboxEntry",
+    "SweepRow",
     "WebhookDelivery",
 ]
 
@@ -239,6 +241,24 @@ class ArtifactRow:
     mime_type: str
     expires_at: datetime | None
     created_at: datetime
+    state: ArtifactState
+    deleted_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class SweepRow:
+    """A row of artifact_sweeps."""
+
+    id: UUID
+    requested_by: str | None
+    dry_run: bool
+    state: SweepState
+    run_id: str | None
+    report: dict[str, Any] | None
+    error: str | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)

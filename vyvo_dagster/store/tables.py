@@ -10,6 +10,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from vyvo_dagster.domain.build import BuildBackend, BuildState
 from vyvo_dagster.domain.job import JobState, Priority
 from vyvo_dagster.domain.model import Modality, VersionState
+from vyvo_dagster.domain.retention import ArtifactState, SweepState
 from vyvo_dagster.domain.webhook import DeliveryState
 from vyvo_dagster.store.columns import TIME as _TIME
 from vyvo_dagster.store.columns import UUID as _UUID
@@ -20,6 +21,7 @@ from vyvo_dagster.store.columns import one_of as _one_of
 
 __all__ = [
     "api_keys",
+    "artifact_sweeps",
     "artifacts",
     "audit_log",
     "fair_shares",
@@ -215,8 +217,37 @@ artifacts = sa.Table(
     sa.Column("mime_type", sa.Text, nullable=False),
     sa.Column("expires_at", _TIME),
     _now(),
+    sa.Column("state", sa.Text, nullable=False, server_default=ArtifactState.STORED),
+    sa.Column("checked_at", _TIME, comment="When its object was last looked for."),
+    sa.Column("deleted_at", _TIME),
+    sa.Column("delete_error", sa.Text, comment="Why its object could not be deleted so far."),
     sa.UniqueConstraint("job_id", "position"),
+    _one_of("state", ArtifactState),
     sa.Index(None, "tenant", "id"),
+    # Equality is all that is asked of it, and a key may be long.
+    sa.Index("artifacts_url_idx", "url", postgresql_using="hash"),
+    sa.Index(
+        "artifacts_due_idx",
+        "expires_at",
+        postgresql_where=sa.text("state in ('stored', 'missing')"),
+    ),
+    sa.Index("artifacts_expired_idx", "id", postgresql_where=sa.text("state = 'expired'")),
+)
+
+artifact_sweeps = sa.Table(
+    "artifact_sweeps",
+    metadata,
+    _id(),
+    sa.Column("requested_by", sa.Text, comment="Prefix of a key; null for the schedule."),
+    sa.Column("dry_run", sa.Boolean, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("run_id", sa.Text, comment="The Dagster run that does it."),
+    sa.Column("report", JSONB),
+    sa.Column("error", sa.Text),
+    _now(),
+    sa.Column("started_at", _TIME),
+    sa.Column("finished_at", _TIME),
+    _one_of("state", SweepState),
 )
 
 api_keys = sa.Table(

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from vyvo_dagster.domain.retention import ArtifactState
 from vyvo_dagster.domain.workflow.state import TriggerKind
 from vyvo_dagster.store.models import SERVABLE
 from vyvo_dagster.store.notify import WORKFLOW_CHANNEL, notify
@@ -233,6 +234,7 @@ class WorkflowRepository:
             .join(jobs, jobs.c.id == artifacts.c.job_id)
             .where(
                 artifacts.c.tenant == trigger.tenant,
+                artifacts.c.state == ArtifactState.STORED,
                 artifacts.c.created_at > sa.func.greatest(since, trigger.created_at),
                 sa.or_(jobs.c.workflow_step_id.is_(None), ~made_here),
             )

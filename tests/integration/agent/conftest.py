@@ -84,7 +84,8 @@ def _environment(root: Path) -> None:
     uv = [sys.executable, "-m", "uv"]
     python = venv / "bin" / "python"
     _run([*uv, "venv", "--quiet", "--relocatable", "--python", sys.executable, str(venv)], root)
-    _run([*uv, "pip", "install", "--quiet", "--python", str(python), COG, "minio"], root)
+    needs = [COG, "filetype", "minio", "pydantic"]
+    _run([*uv, "pip", "install", "--quiet", "--python", str(python), *needs], root)
     _run(
         [str(python), "-m", "vyvo_runner.schema"],
         app,

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from vyvo_dagster.agent.control_plane import ControlPlane
-from vyvo_dagster.protocol.job import ReportedArtifact, AttemptStatus, CompletionReport
+from vyvo_dagster.protocol.job import AttemptStatus, CompletionReport, ReportedArtifact
 from vyvo_dagster.settings import S3Settings
 from vyvo_dagster.store.database import Database
 from vyvo_dagster.store.records import Job

@@ -68,7 +68,8 @@ def sniff(head: bytes, complete: bool = False) -> str:
         return text
     kind = filetype.guess(bytes(head))
     if kind is not None:
-        return _NAMES.get(kind.mime, kind.mime)
+        name = str(kind.mime)
+        return _NAMES.get(name, name)
     if head[4:8] == b"ftyp":
         # A brand of ISO base media files that it does not know, or a box longer than the head.
         return "video/mp4"

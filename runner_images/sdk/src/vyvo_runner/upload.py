@@ -8,7 +8,7 @@ import io
 import os
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any, BinaryIO, Dict, NamedTuple, Optional, Union
+from typing import Any, BinaryIO, Dict, NamedTuple, Optional, Union, cast
 
 import urllib3
 from minio import Minio
@@ -170,7 +170,7 @@ def _put(
         client.put_object(
             bucket,
             key,
-            sent,
+            cast("BinaryIO", sent),
             content.size,
             content_type=content.mime_type,
             metadata=metadata,

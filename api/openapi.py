@@ -88,4 +88,7 @@ def _security(dependant: Dependant) -> tuple[str | None, bool]:
             return str(each.call.scope), True
         if each.call is token_of:
             return None, True
+        scope, secured = _security(each)
+        if secured:
+            return scope, True
     return None, False

@@ -5,9 +5,9 @@ from datetime import timedelta
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Query, Response
 
-from api.auth import IsNode, NodesRead, NodesWrite, address_of, own_node, token_of
+from api.auth import IsNode, NodesRead, NodesWrite, own_node
 from api.context import Ctx
 from api.fields import Cursor, Limit, Listing, listing
 from api.idempotency import OnceDep, once
@@ -42,11 +42,8 @@ router = APIRouter(prefix="/api/nodes", tags=["nodes"])
 
 
 @router.post("/register", summary="Join a node")
-async def register(
-    body: Register, context: Ctx, request: Request, token: Annotated[str, Depends(token_of)]
-) -> RegisterAnswer:
+async def register(body: Register, holder: join.Joiner, context: Ctx) -> RegisterAnswer:
     """By the join token, which gives the node a new credential, or by the node's own credential."""
-    holder = await join.joiner(context, token, address_of(request))
     return await join.register(context, holder, body)
 
 

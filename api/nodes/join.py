@@ -3,14 +3,15 @@
 import asyncio
 import logging
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Annotated, Final
 from uuid import UUID
 
+from fastapi import Depends, Request
 from redis.exceptions import RedisError
 from uuid_utils.compat import uuid7
 
-from api.auth import Principal
-from api.context import Context
+from api.auth import Principal, address_of, token_of
+from api.context import Context, Ctx
 from vyvo_dagster.dispatch.ends import count_ends
 from vyvo_dagster.dispatch.requeue import requeue_lost
 from vyvo_dagster.domain.node import NodeEventKind, parse_node_name
@@ -23,7 +24,7 @@ from vyvo_dagster.store.database import Store
 from vyvo_dagster.store.records import Job
 from vyvo_dagster.streams import keys
 
-__all__ = ["joiner", "register", "replace_credential"]
+__all__ = ["Joiner", "register", "replace_credential"]
 
 _log = logging.getLogger(__name__)
 
@@ -32,8 +33,12 @@ _OVERLAP = timedelta(days=1)
 _REDIS_SECONDS: Final = 0.5
 
 
-async def joiner(context: Context, token: str, address: str | None) -> Principal | None:
+async def _joiner(
+    request: Request, context: Ctx, token: Annotated[str, Depends(token_of)]
+) -> Principal | None:
     """Who asks to join: a node by its own credential, or None for the holder of the join token.
+
+    A dependency, so that the body of who may not join is not looked at.
 
     Raises:
         Unauthenticated: it is neither.
@@ -42,12 +47,15 @@ async def joiner(context: Context, token: str, address: str | None) -> Principal
     if expected is not None and same_secret(token, expected.get_secret_value()):
         return None
     try:
-        principal = await context.authenticator.authenticate(token, address)
+        principal = await context.authenticator.authenticate(token, address_of(request))
     except Unauthenticated as error:
         raise Unauthenticated("neither the join token nor a node's credential") from error
     if principal.node_id is None:
         raise Forbidden("an API key cannot join a node; use the join token")
     return principal
+
+
+Joiner = Annotated[Principal | None, Depends(_joiner)]
 
 
 async def register(context: Context, holder: Principal | None, body: Register) -> RegisterAnswer:

@@ -89,7 +89,7 @@ class WorkflowJobs(RepositoryData):
         for version in self._read():
             definition = parse(version.definition)
             for step in definition.order:
-                if step.model is None:
+                if step.operation is not None:
                     continue
                 key = artifact_key(version.tenant, version.name, step.name)
                 # The newest version comes first and says how things are made now.

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Self
 
 from dagster import (
     ConfigurableResource,
@@ -20,26 +20,16 @@ from vyvo_dagster.domain.host import (
     HOST_TAG,
     POOL_LABEL,
     POOL_TAG,
-    Device,
-    HostView,
-    Placed,
-    Waiting,
     parse_request,
-    place,
 )
-from vyvo_dagster.domain.node import parse_node_name
 from vyvo_dagster.errors import InvalidInput, Unavailable
+from vyvo_dagster.execution.hosts import HostEngines
 from vyvo_dagster.execution.routing.executor import routing_executor
 from vyvo_dagster.execution.routing.hosts import DockerHost, Occupancy, Placement, Unplaced
 from vyvo_dagster.settings import HostsSettings
 from vyvo_dagster.store.records import Node
 
-__all__ = ["WEIGHTS", "DockerHostsResource", "NodeHosts", "hosts_executor"]
-
-WEIGHTS: Final = "/weights"
-"""Where an op on a host sees the weights cache of its node."""
-
-_ANY: Final = "*"
+__all__ = ["DockerHostsResource", "NodeHosts", "hosts_executor"]
 
 
 class NodeHosts:
@@ -47,24 +37,12 @@ class NodeHosts:
 
     Args:
         store: the registry.
-        engines: node name → URL of its engine; that of `*` is for the others, with `{node}` in it;
-            a node whose name cannot be a host's has none by that.
-            Set by who runs the system, never by a node: who names an engine commands it.
-        tls_dir: of the client's certificate, see HostsSettings.
-        weights_dir: the nodes' weights cache, `{node}` in it is the name; None mounts none.
+        engines: of the nodes.
     """
 
-    def __init__(
-        self,
-        store: StoreResource,
-        engines: Mapping[str, str],
-        tls_dir: Path | None = None,
-        weights_dir: str | None = None,
-    ) -> None:
+    def __init__(self, store: StoreResource, engines: HostEngines) -> None:
         self._store = store
         self._engines = engines
-        self._tls_dir = tls_dir
-        self._weights_dir = weights_dir
 
     def routes(self, tags: Mapping[str, str]) -> bool:
         """Whether a tag chooses a host."""
@@ -83,7 +61,7 @@ class NodeHosts:
             return []
         wanted, pool = (tags or {}).get(HOST_TAG), (tags or {}).get(POOL_TAG)
         found = [
-            self._host(node.name)
+            self._engines.of(node.name)
             for node in nodes
             if wanted in {None, node.name} and pool in {None, node.labels.get(POOL_LABEL)}
         ]
@@ -102,19 +80,7 @@ class NodeHosts:
             nodes = self.nodes()
         except Unavailable as error:
             return Unplaced(f"the registry of nodes: {error.detail}")
-        reached = [node for node in nodes if self._host(node.name) is not None]
-        outcome = place(request, [_view(node, occupancy.get(node.name)) for node in reached])
-        if isinstance(outcome, Waiting):
-            missing = sorted(node.name for node in nodes if node not in reached)
-            hint = f"; VYVO_HOSTS_ENGINES names no engine of {', '.join(missing[:8])}"
-            return Unplaced(outcome.reason + (hint if missing else ""))
-        assert isinstance(outcome, Placed)
-        host = self._host(outcome.host)
-        assert host is not None
-        mounts: dict[str, str] = {}
-        if self._weights_dir is not None:
-            mounts[self._weights_dir.replace("{node}", host.name)] = WEIGHTS
-        return Placement(host, outcome.devices, request.memory_bytes, request.cpus, mounts)
+        return self._engines.choose(request, nodes, occupancy)
 
     def close(self) -> None:
         """Close the registry's connection."""
@@ -124,27 +90,12 @@ class NodeHosts:
         """Every node that is not lost."""
         return self._store.call(lambda db: db.nodes.all())
 
-    def _host(self, name: str) -> DockerHost | None:
-        url = self._engines.get(name) or self._engines.get(_ANY)
-        if url is None:
-            return None
-        try:
-            # A name is what a node calls itself: it may not end a host, begin a port, a user or a
-            # path, nor be an option of a program, whatever the registry let in.
-            parse_node_name(name)
-        except InvalidInput:
-            return None
-        tls = self._tls_dir
-        if tls is not None and (tls / name / "cert.pem").is_file():
-            tls /= name
-        return DockerHost(name, url.replace("{node}", name), tls)
-
 
 class DockerHostsResource(ConfigurableResource[NodeHosts]):
     """The nodes' engines, for ops and sensors."""
 
     store: ResourceDependency[StoreResource]
-    engines: dict[str, str] = Field(description="Node name to engine URL, see NodeHosts.")
+    engines: dict[str, str] = Field(description="Node name to engine URL, see HostEngines.")
     tls_dir: str | None = Field(default=None, description="Folder of the client's certificate.")
     weights_dir: str | None = Field(default=None, description="The nodes' weights cache.")
 
@@ -162,7 +113,7 @@ class DockerHostsResource(ConfigurableResource[NodeHosts]):
     def resolver(self) -> NodeHosts:
         """What chooses among them."""
         tls = None if self.tls_dir is None else Path(self.tls_dir)
-        return NodeHosts(self.store, self.engines, tls, self.weights_dir)
+        return NodeHosts(self.store, HostEngines(self.engines, tls, self.weights_dir))
 
 
 def hosts_executor(settings: HostsSettings) -> ExecutorDefinition:
@@ -170,7 +121,8 @@ def hosts_executor(settings: HostsSettings) -> ExecutorDefinition:
 
     def resolver(_context: InitExecutorContext) -> NodeHosts:
         store = StoreResource(dsn=EnvVar("VYVO_POSTGRES_DSN").get_value() or "")
-        return NodeHosts(store, settings.engines, settings.tls_dir, settings.weights_dir)
+        engines = HostEngines(settings.engines, settings.tls_dir, settings.weights_dir)
+        return NodeHosts(store, engines)
 
     defaults: dict[str, Any] = {"env_vars": [n for n in settings.env if n in os.environ]}
     if settings.image is not None:
@@ -178,23 +130,3 @@ def hosts_executor(settings: HostsSettings) -> ExecutorDefinition:
     if settings.network is not None:
         defaults["networks"] = [settings.network]
     return routing_executor(resolver, defaults)
-
-
-def _view(node: Node, occupancy: Occupancy | None) -> HostView:
-    used = {g["index"]: g["memory_used_bytes"] for g in node.metrics.get("gpus", [])}
-    has = node.capabilities
-    return HostView(
-        name=node.name,
-        state=node.state,
-        schedulable=not (node.cordoned or node.draining),
-        labels=node.labels,
-        devices=tuple(
-            Device(g["uuid"], g["name"], g["memory_bytes"] - used.get(g["index"], 0))
-            for g in has.get("gpus", [])
-            if not g.get("lost")
-        ),
-        memory_bytes=has.get("memory_bytes", 0),
-        cpus=has.get("cpus", 0),
-        in_use=None if occupancy is None else occupancy.devices,
-        ops=0 if occupancy is None else occupancy.steps,
-    )

@@ -4,10 +4,11 @@ The runs are rows that the workflow engine drives, so a sensor asks Dagster for 
 it has started. A run that a trigger starts twice is one run, by its trigger key.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
+from typing import Any, Final
 
-from dagster import DefaultSensorStatus, SkipReason, sensor
+from dagster import DefaultSensorStatus, SensorDefinition, SkipReason, sensor
 
 from resources import StoreResource
 from vyvo_dagster.errors import Unavailable
@@ -16,10 +17,12 @@ from vyvo_dagster.workflows.triggers import Fired, fire_artifacts, fire_cron, fi
 
 __all__ = ["workflow_artifacts", "workflow_cron", "workflow_model_versions"]
 
-_SECONDS = 5
+_SECONDS: Final = 5
+
+Fire = Callable[[Store, datetime], Coroutine[Any, Any, Fired]]
 
 
-def _fire(store: StoreResource, fire: Callable[[Store, datetime], Awaitable[Fired]]) -> SkipReason:
+def _fire(store: StoreResource, fire: Fire) -> SkipReason:
     now = datetime.now(UTC)
     try:
         fired = store.call(lambda db: fire(db, now))
@@ -29,31 +32,24 @@ def _fire(store: StoreResource, fire: Callable[[Store, datetime], Awaitable[Fire
     return SkipReason("; ".join([said, *(f"refused: {why}" for why in fired.refused)]))
 
 
-@sensor(
-    minimum_interval_seconds=_SECONDS,
-    default_status=DefaultSensorStatus.RUNNING,
-    description="Start workflow runs whose cron schedule is due.",
+def _trigger(name: str, fire: Fire, starts: str) -> SensorDefinition:
+    @sensor(
+        name=name,
+        minimum_interval_seconds=_SECONDS,
+        default_status=DefaultSensorStatus.RUNNING,
+        description=f"Start workflow runs {starts}.",
+    )
+    def evaluate(store: StoreResource) -> SkipReason:
+        return _fire(store, fire)
+
+    return evaluate
+
+
+workflow_cron: Final = _trigger("workflow_cron", fire_cron, "whose cron schedule is due")
+"""One run for each trigger that is due, however many of its times were missed."""
+workflow_artifacts: Final = _trigger("workflow_artifacts", fire_artifacts, "for new artifacts")
+"""One run for each artifact and trigger that asks for it."""
+workflow_model_versions: Final = _trigger(
+    "workflow_model_versions", fire_model_versions, "for new model versions"
 )
-def workflow_cron(store: StoreResource) -> SkipReason:
-    """One run for each trigger that is due, however many of its times were missed."""
-    return _fire(store, fire_cron)
-
-
-@sensor(
-    minimum_interval_seconds=_SECONDS,
-    default_status=DefaultSensorStatus.RUNNING,
-    description="Start workflow runs for new artifacts.",
-)
-def workflow_artifacts(store: StoreResource) -> SkipReason:
-    """One run for each artifact and trigger that asks for it."""
-    return _fire(store, fire_artifacts)
-
-
-@sensor(
-    minimum_interval_seconds=_SECONDS,
-    default_status=DefaultSensorStatus.RUNNING,
-    description="Start workflow runs for new model versions.",
-)
-def workflow_model_versions(store: StoreResource) -> SkipReason:
-    """One run for each version that serves anew and trigger that asks for it."""
-    return _fire(store, fire_model_versions)
+"""One run for each version that serves anew and trigger that asks for it."""

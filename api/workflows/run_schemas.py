@@ -75,6 +75,8 @@ class StepView(BaseModel):
     status: StepState
     attempt: int
     job_id: UUID | None
+    host: str | None = Field(description="Of a container: the node that it runs on.")
+    waiting: str | None = Field(description="Of a container: why it has not started yet.")
     input: Any
     output: Any
     error: RunErrorView | None
@@ -129,7 +131,7 @@ def run_detail(
 def _step(step: Step, run: WorkflowRun, end: datetime, sign: Sign) -> StepView:
     return StepView(
         key=step.key, name=step.name, map_index=step.map_index, status=step.state,
-        attempt=step.attempt, job_id=step.job_id, input=step.input, output=step.output,
+        attempt=step.attempt, job_id=step.job_id, host=step.host, waiting=step.waiting, input=step.input, output=step.output,
         error=_error(step.error_code, step.error_message), retry_at=step.retry_at,
         attempts=[dict(a) for a in step.attempts],
         artifacts=[

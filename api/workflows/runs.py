@@ -15,14 +15,17 @@ from api.workflows.run_schemas import RunDetail, RunView, run_detail, run_view
 from api.workflows.schemas import RunRequest
 from api.workflows.service import find, version_of
 from vyvo_dagster.domain.workflow.definition import parse
-from vyvo_dagster.domain.workflow.events import RunEventKind, run_event
-from vyvo_dagster.domain.workflow.run import first_steps, kept_for_retry
+from vyvo_dagster.domain.workflow.events import RunEventKind, run_event, step_event
+from vyvo_dagster.domain.workflow.run import first_steps
 from vyvo_dagster.domain.workflow.state import RUN, RunState, TriggerKind
 from vyvo_dagster.domain.workflow.validation import check_run_inputs
 from vyvo_dagster.errors import Conflict, NotFound
 from vyvo_dagster.store.database import Store
 from vyvo_dagster.store.workflow_records import WorkflowRun
 from vyvo_dagster.telemetry import tracing
+from vyvo_dagster.workflows.measuring import measure
+from vyvo_dagster.workflows.starting import retry_run
+from vyvo_dagster.workflows.stopping import stop_run
 
 __all__ = ["cancel", "detail", "find_run", "retry", "start"]
 
@@ -102,9 +105,17 @@ async def cancel(context: Context, principal: Principal, id: UUID) -> RunDetail:
         run = await find_run(store, principal, id, lock=True)
         if run.state in RUN.terminal and run.state is not RunState.CANCELED:
             raise Conflict(f"the run has {run.state}")
-        if run.cancel_requested_at is None:
-            await store.workflow_runs.request_cancel(id)
-        return await _detail(context, store, await find_run(store, principal, id))
+        steps, end = ([], None) if run.cancel_requested_at else await stop_run(store, run)
+        shown = await _detail(context, store, await find_run(store, principal, id))
+    if end is not None:
+        measure(run, steps, end, datetime.now(UTC))
+        data = run_event(
+            workflow=run.name, version=run.version, state=end.state, error_code=end.error_code,
+            error_message=end.error_message,
+        )  # fmt: skip
+        events = [(run.id, RunEventKind.STEP, step_event(step)) for step in steps]
+        await context.announcer.events([*events, (run.id, RunEventKind.COMPLETED, data)])
+    return shown
 
 
 async def retry(
@@ -115,30 +126,10 @@ async def retry(
     Raises:
         Conflict: it has succeeded or is under way, or a retry of it is.
     """
-    run_id, now = uuid7(), datetime.now(UTC)
     trigger_key = None if key is None else f"retry:{id}:{key}"
     async with context.database.transaction() as store:
         old = await find_run(store, principal, id, lock=True)
-        if trigger_key is not None:
-            known = await store.workflow_runs.of_trigger(old.workflow_id, trigger_key)
-            if known is not None:
-                return run_view(known, _ui(context)), False
-        if old.state not in {RunState.FAILED, RunState.CANCELED}:
-            raise Conflict(
-                f"the run is {old.state}; only one that failed or was canceled is retried"
-            )
-        if await store.workflow_runs.has_open_retry(id):
-            raise Conflict("a retry of the run is under way")
-        version = await store.workflows.version_by_id(old.version_id)
-        assert version is not None
-        steps = (await store.workflow_runs.steps_of([id]))[id]
-        run, made = await store.workflow_runs.create(
-            id=run_id, workflow_id=old.workflow_id, version_id=old.version_id, tenant=old.tenant,
-            inputs=old.inputs, trigger_kind=TriggerKind.RETRY, trigger_key=trigger_key,
-            priority=old.priority, retry_of=id,
-            steps=kept_for_retry(parse(version.definition), steps, run_id, uuid7, now),
-            traceparent=tracing.traceparent(),
-        )  # fmt: skip
+        run, made = await retry_run(store, old, key=trigger_key)
     if made:
         await _tell_queued(context, run)
     return run_view(run, _ui(context)), made

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from api.fields import Body
 from vyvo_dagster.domain.job import Priority
-from vyvo_dagster.domain.workflow.definition import Definition
+from vyvo_dagster.domain.workflow.definition import Definition, parse
 from vyvo_dagster.domain.workflow.problem import Problem
 from vyvo_dagster.domain.workflow.state import TriggerKind
 from vyvo_dagster.store.workflow_records import Workflow, WorkflowTrigger, WorkflowVersion
@@ -61,7 +61,7 @@ class GraphStep(BaseModel):
     """A step, as a node of the graph."""
 
     name: str
-    what: str = Field(description="Its model or operation.", examples=["vyvo/digits@2"])
+    what: str = Field(description="Its model, operation or image.", examples=["vyvo/digits@2"])
     needs: list[str]
     mapped: bool = Field(description="Whether it is done for each item of a list.")
     conditional: bool
@@ -118,6 +118,7 @@ class WorkflowVersionView(BaseModel):
     created_by: str = Field(description="Prefix of the key.")
     created_at: datetime
     definition: dict[str, Any]
+    steps: list[GraphStep] = Field(description="In an order that satisfies all needs.")
 
 
 class Pushed(BaseModel):
@@ -177,5 +178,5 @@ def version_view(version: WorkflowVersion) -> WorkflowVersionView:
     return WorkflowVersionView(
         id=version.id, workflow=version.name, version=version.version, sha256=version.sha256,
         created_by=version.created_by, created_at=version.created_at,
-        definition=dict(version.definition),
+        definition=dict(version.definition), steps=graph_of(parse(version.definition)),
     )  # fmt: skip

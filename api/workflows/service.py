@@ -6,7 +6,7 @@ from typing import Any
 
 from uuid_utils.compat import uuid7
 
-from api.auth import Principal
+from api.auth import Principal, require
 from api.context import Context
 from api.fields import check_json
 from api.workflows.schemas import (
@@ -18,6 +18,7 @@ from api.workflows.schemas import (
     trigger_view,
     workflow_view,
 )
+from vyvo_dagster.domain.scope import Scope
 from vyvo_dagster.domain.workflow.cron import next_time
 from vyvo_dagster.domain.workflow.definition import (
     Definition,
@@ -83,10 +84,14 @@ async def push(
 
     Raises:
         InvalidWorkflow: with `problems`.
+        Forbidden: it runs a container, and the key lacks `models:write`.
     """
     check_json(document, "the definition")
     async with context.database.transaction() as store:
         definition = checked(document, await _catalog(store, document))
+        if any(step.container is not None for step in definition.order):
+            # An image of one's own on a host is what a version of a model is, too.
+            require(principal, Scope.MODELS_WRITE)
         if name is not None and definition.name != name:
             raise InvalidInput(f"the definition is of {definition.name}, the path of {name[:64]}")
         version, created = await store.workflows.push(

@@ -28,7 +28,7 @@ def orchestrator() -> None:
 @click.command()
 def workflow_engine() -> None:
     """Run the workflow engine: drives workflow runs from their rows; several may run."""
-    from vyvo_dagster.workflows.main import run
+    from vyvo_dagster.execution.workflow_engine import run
 
     wait_at_gate()
     run()

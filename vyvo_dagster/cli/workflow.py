@@ -226,9 +226,9 @@ def _nodes(client: Client, what: str) -> tuple[str, list[drawing.Node]]:
     run = client.workflows.get_run(run_id)
     version = client.workflows.version(run.workflow, run.version)
     states = {step.key: str(step.status) for step in run.steps}
-    found = client.workflows.validate(version.definition)
-    steps = found.steps or client.workflows.get(run.workflow).steps
-    return f"{run.workflow} run {run.run_id}", [_node(s, states.get(s.name)) for s in steps]
+    # As it was pushed: it may name models by now that no new version may.
+    nodes = [_node(step, states.get(step.name)) for step in version.steps]
+    return f"{run.workflow} run {run.run_id}", nodes
 
 
 def _node(step: GraphStep, state: str | None = None) -> drawing.Node:

@@ -110,6 +110,7 @@ class WorkflowVersion(_Answer):
     created_by: str
     created_at: datetime
     definition: Mapping[str, Any]
+    steps: tuple[GraphStep, ...]
 
 
 class RunError(_Answer):
@@ -147,6 +148,8 @@ class Step(_Answer):
     status: StepState
     attempt: int
     job_id: UUID | None
+    host: str | None = None
+    waiting: str | None = None
     input: Any
     output: Any
     error: RunError | None

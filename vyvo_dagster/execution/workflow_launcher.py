@@ -8,16 +8,19 @@ from uuid import UUID
 
 from dagster._core.launcher import CheckRunHealthResult, LaunchRunContext, WorkerStatus
 from dagster._core.storage.dagster_run import DagsterRun
+from dagster._core.storage.tags import RESUME_RETRY_TAG
 from typing_extensions import override
 
-from vyvo_dagster.domain.workflow.state import TriggerKind
-from vyvo_dagster.errors import NotFound
+from vyvo_dagster.domain.workflow.state import RUN, TriggerKind
+from vyvo_dagster.errors import InvalidInput, NotFound
 from vyvo_dagster.execution.launcher import LeasedCeleryRunLauncher
 from vyvo_dagster.execution.workflows.jobs import INPUTS_RESOURCE
 from vyvo_dagster.execution.workflows.names import RUN_TAG, VERSION_TAG
 from vyvo_dagster.settings import Settings
 from vyvo_dagster.store.database import Database, Store
-from vyvo_dagster.workflows.starting import start_run
+from vyvo_dagster.store.workflow_records import WorkflowRun
+from vyvo_dagster.workflows.starting import retry_run, start_run
+from vyvo_dagster.workflows.stopping import stop_run
 
 __all__ = ["WorkflowRunLauncher"]
 
@@ -41,18 +44,37 @@ class WorkflowRunLauncher(LeasedCeleryRunLauncher):
             super().launch_run(context)
             return
         inputs = _inputs(run)
+        from_failure = run.tags.get(RESUME_RETRY_TAG) == "true"
+        if not from_failure and self._is_part(run):
+            raise InvalidInput(
+                "steps of a workflow cannot be chosen: run it whole, or again from its failure"
+            )
 
         async def start(store: Store) -> UUID:
             version = await store.workflows.version_by_id(UUID(version_id))
             if version is None:
                 raise NotFound(f"no workflow version {version_id}")
-            made, _ = await start_run(
-                store, version, inputs, TriggerKind.DAGSTER, dagster_run_id=run.run_id
-            )
+            parent = await _parent(store, run)
+            if from_failure:
+                if parent is None:
+                    raise NotFound("the run that failed is not known to the workflow engine")
+                made, _ = await retry_run(store, parent, dagster_run_id=run.run_id)
+            else:
+                made, _ = await start_run(
+                    store, version, inputs, TriggerKind.DAGSTER, dagster_run_id=run.run_id,
+                    retry_of=None if parent is None else parent.id,
+                )  # fmt: skip
             return made.id
 
         started = _in_transaction(start)
         self._instance.add_run_tags(run.run_id, {RUN_TAG: str(started)})
+
+    def _is_part(self, run: DagsterRun) -> bool:
+        """Whether only some of the job's steps were asked for."""
+        if run.op_selection or run.execution_plan_snapshot_id is None:
+            return bool(run.op_selection)
+        plan = self._instance.get_execution_plan_snapshot(run.execution_plan_snapshot_id)
+        return {step.key for step in plan.steps} != set(plan.step_keys_to_execute)
 
     @override
     def terminate(self, run_id: str) -> bool:
@@ -62,7 +84,11 @@ class WorkflowRunLauncher(LeasedCeleryRunLauncher):
 
         async def cancel(store: Store) -> bool:
             found = await store.workflow_runs.of_dagster(run_id)
-            return found is not None and await store.workflow_runs.request_cancel(found.id)
+            found = found and await store.workflow_runs.get(found.id, None, lock=True)
+            if found is None or found.state in RUN.terminal:
+                return False
+            await stop_run(store, found)
+            return True
 
         asked = _in_transaction(cancel)
         if asked:
@@ -75,6 +101,14 @@ class WorkflowRunLauncher(LeasedCeleryRunLauncher):
             # Engines watch over each other by the leases of their runs.
             return CheckRunHealthResult(WorkerStatus.RUNNING)
         return super().check_run_worker_health(run)
+
+
+async def _parent(store: Store, run: DagsterRun) -> WorkflowRun | None:
+    """The run of the same workflow that this one does again, locked; None for a first one."""
+    if run.parent_run_id is None:
+        return None
+    found = await store.workflow_runs.of_dagster(run.parent_run_id)
+    return found and await store.workflow_runs.get(found.id, None, lock=True)
 
 
 def _inputs(run: DagsterRun) -> dict[str, Any]:

@@ -91,6 +91,11 @@ class WorkflowEngineRepository:
         rows = (await self._connection.execute(query)).mappings()
         return [record(WorkflowVersion, row) for row in rows]
 
+    async def any_open(self) -> bool:
+        """Whether a run of anyone has not ended."""
+        query = sa.select(sa.exists().where(_R.state.not_in(RUN.terminal)))
+        return bool((await self._connection.execute(query)).scalar_one())
+
     async def to_cancel(self, engine_id: UUID) -> list[UUID]:
         """The engine's runs that are to be canceled."""
         query = sa.select(_R.id).where(

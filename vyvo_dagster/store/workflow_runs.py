@@ -44,7 +44,7 @@ _KEPT = frozenset({"id", "run_id", "key", "name", "map_index", "created_at"})
 
 def _upsert() -> sa.TextClause:
     """The rows travel as one JSON parameter: one statement, the same for any number of them."""
-    types = {"state": "text", "attempts": "jsonb", "input": "jsonb", "output": "jsonb"}
+    types = dict.fromkeys(("attempts", "input", "output", "placement"), "jsonb") | {"state": "text"}
     columns = workflow_steps.c
     shape = ", ".join(
         f"{name} {types.get(name) or columns[name].type.compile(dialect=postgresql.dialect())}"

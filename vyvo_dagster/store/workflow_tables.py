@@ -117,6 +117,7 @@ workflow_steps: Final = sa.Table(
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("attempt", sa.Integer, nullable=False, server_default="0"),
     sa.Column("job_id", UUID, comment="Of the latest attempt; a retry's may be an earlier run's."),
+    sa.Column("placement", JSONB, comment="Of a container: host and devices, or why it waits."),
     sa.Column("input", JSONB),
     sa.Column("output", JSONB),
     sa.Column("error_code", sa.Text),

@@ -47,14 +47,15 @@ async def ensure_groups(redis: AsyncRedis, streams: Iterable[str], group: str) -
 
 
 async def read_new(
-    redis: AsyncRedis, group: str, consumer: str, stream: str, count: int
-) -> list[Entry]:
-    """Up to `count` entries that no consumer of the group has, without waiting.
+    redis: AsyncRedis, group: str, consumer: str, stream: str, count: int,
+    wait_ms: int | None = None,
+) -> list[Entry]:  # fmt: skip
+    """Up to `count` entries that no consumer of the group has; waits for one up to `wait_ms`.
 
     A group that a flush took away is made again.
     """
     try:
-        answer = await redis.xreadgroup(group, consumer, {stream: ">"}, count=count)
+        answer = await redis.xreadgroup(group, consumer, {stream: ">"}, count=count, block=wait_ms)
     except ResponseError as error:
         if not str(error).startswith("NOGROUP"):
             raise

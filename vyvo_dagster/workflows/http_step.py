@@ -17,6 +17,7 @@ from vyvo_dagster.domain.webhook import check_url
 from vyvo_dagster.domain.workflow.run import Outcome, Start
 from vyvo_dagster.domain.workflow.state import StepState
 from vyvo_dagster.errors import InvalidWebhook
+from vyvo_dagster.workflows.json_text import stored_json
 
 __all__ = ["HttpSteps"]
 
@@ -144,14 +145,9 @@ def _parsed(body: bytes) -> Any:
     """JSON where it is that, else text; without NUL, which no column holds."""
     text = body.decode("utf-8", "replace")
     try:
-        found = json.loads(text, parse_constant=_no_constant)
+        return stored_json(text)
     except (ValueError, RecursionError):
         return text.replace("\0", "")
-    return text if "\\u0000" in text else found
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
 
 
 def _failed(message: str) -> Outcome:

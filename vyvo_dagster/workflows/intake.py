@@ -8,6 +8,7 @@ acknowledged once its run is committed; what cannot be read is put aside with it
 import asyncio
 import json
 import logging
+import time
 from collections.abc import Mapping
 from typing import Any, Final, cast
 
@@ -27,9 +28,10 @@ __all__ = ["Intake"]
 log = logging.getLogger(__name__)
 
 _BATCH: Final = 100
-_IDLE_SECONDS: Final = 0.2
+_WAIT_MS: Final = 5_000
 _AWAY_SECONDS: Final = 1.0
-_TAKE_OVER_MS: Final = 30_000
+# What a reader holds for so long is another's to take: it is gone.
+_TAKE_OVER_SECONDS: Final = 30.0
 _KEY_CHARS: Final = 200
 
 
@@ -40,25 +42,31 @@ class Intake:
         self._database = database
         self._redis = redis
         self._consumer = consumer
+        self._taken_over_at = -_TAKE_OVER_SECONDS
 
     async def run(self) -> None:
         """Read until canceled; survives servers that go away."""
         while True:
             try:
-                pause = 0.0 if await self.turn() else _IDLE_SECONDS
+                await self.turn(_WAIT_MS)
             except (RedisError, Unavailable) as error:
                 log.warning("the stream of runs is not read: %s", error)
-                pause = _AWAY_SECONDS
-            await asyncio.sleep(pause)
+                await asyncio.sleep(_AWAY_SECONDS)
 
-    async def turn(self) -> int:
-        """Take what is there; how many entries it was."""
-        group = keys.GROUP_WORKFLOWS
-        left = await entries.take_over(
-            self._redis, group, self._consumer, keys.WORKFLOW_RUNS, _TAKE_OVER_MS, _BATCH
-        )
-        new = await entries.read_new(self._redis, group, self._consumer, keys.WORKFLOW_RUNS, _BATCH)
-        taken = [*left, *new]
+    async def turn(self, wait_ms: int | None = None) -> int:
+        """Take what is there, or what comes within `wait_ms`; how many entries it was."""
+        group, stream = keys.GROUP_WORKFLOWS, keys.WORKFLOW_RUNS
+        taken: list[entries.Entry] = []
+        if time.monotonic() - self._taken_over_at >= _TAKE_OVER_SECONDS:
+            taken = await entries.take_over(
+                self._redis, group, self._consumer, stream, round(_TAKE_OVER_SECONDS * 1e3), _BATCH
+            )
+            if len(taken) < _BATCH:
+                self._taken_over_at = time.monotonic()
+        if not taken:
+            taken = await entries.read_new(
+                self._redis, group, self._consumer, stream, _BATCH, wait_ms
+            )
         for entry in taken:
             await self._take(entry)
             await entries.acknowledge(self._redis, group, [entry])

@@ -53,7 +53,7 @@ class Turned:
     steps: dict[str, Step]
     changed: dict[str, Step] = field(default_factory=dict[str, Step])
     requests: list[Start] = field(default_factory=list[Start])
-    """HTTP steps to begin."""
+    """Attempts to begin that are no jobs."""
     stop: list[Step] = field(default_factory=list[Step])
     end: RunEnd | None = None
     wake_at: datetime | None = None
@@ -123,8 +123,14 @@ class Turn:
         for step in list(turned.steps.values()):
             if step.state not in ACTIVE:
                 continue
-            ended = turned.live.requests.get((step.id, step.attempt))
-            if ended is not None:
+            attempt = (step.id, step.attempt)
+            if (note := turned.live.notes.get(attempt)) is not None:
+                state = StepState.SUBMITTED if note.started_at is None else StepState.RUNNING
+                step = dataclasses.replace(  # noqa: PLW2901
+                    step, placement=note.placement, state=state, started_at=note.started_at
+                )
+                self._set(turned, step)
+            if (ended := turned.live.outcomes.get(attempt)) is not None:
                 self._set(turned, finish(definition, step, ended, now))
             elif step.job_id is not None and (job := outcomes.get(step.job_id)) is not None:
                 self._set(turned, _after(definition, step, job, now))
@@ -144,7 +150,7 @@ class Turn:
                 self._set(turned, step)
             refused = False
             for start in decision.start:
-                if start.http is not None:
+                if start.model is None:
                     turned.requests.append(start)
                     continue
                 try:

@@ -112,7 +112,7 @@ async def test_the_command_checks_pushes_runs_and_draws(
     assert "prediction_failed: boom" in followed.stdout
     assert "has failed: step_failed" in followed.stderr
     retried = cli.run("workflow", "retry", failing).stdout.strip()
-    assert cli.run("workflow", "cancel", retried).stdout == f"{retried} cancel asked for\n"
+    assert cli.run("workflow", "cancel", retried).stdout == f"{retried} canceled\n"
     assert (
         str(failing) in cli.run("workflow", "runs", "--workflow", name, "--status", "failed").stdout
     )

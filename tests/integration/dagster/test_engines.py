@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from dagster import DagsterInvariantViolationError
 
 from tests.integration.dagster import gateways
+from vyvo_dagster.errors import InvalidInput
 from vyvo_dagster.execution.routing.engines import ENGINE_ERRORS, Engines
 from vyvo_dagster.execution.routing.hosts import DockerHost, Occupancy
 
@@ -94,5 +94,5 @@ def test_an_engine_that_does_not_answer_holds_up_none_that_do() -> None:
 def test_an_engine_that_is_not_safe_to_ask_is_refused(
     engines: Engines, url: str, reason: str
 ) -> None:
-    with pytest.raises(DagsterInvariantViolationError, match=reason):
+    with pytest.raises(InvalidInput, match=reason):
         engines.client(DockerHost("gpu-01", url))

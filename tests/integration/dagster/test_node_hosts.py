@@ -10,6 +10,7 @@ from uuid_utils.compat import uuid7
 from resources import StoreResource
 from resources.docker_hosts import NodeHosts
 from tests.integration.dagster.conftest import World
+from vyvo_dagster.execution.hosts import HostEngines
 from vyvo_dagster.execution.routing.hosts import DockerHost, Occupancy, Placement, Unplaced
 
 # One after the other: they share the engines, or keep both cores busy.
@@ -48,21 +49,24 @@ def test_engines_are_those_that_the_operator_named(world: World, tmp_path: Path)
     (tmp_path / b).mkdir()
     (tmp_path / b / "cert.pem").touch()
     engines = {a: "unix:///run/a.sock", "*": "ssh://vyvo@{node}:22"}
-    found = NodeHosts(world.store, engines, tmp_path).hosts({"vyvo/pool": pool})
+    found = NodeHosts(world.store, HostEngines(engines, tmp_path)).hosts({"vyvo/pool": pool})
     assert set(found) == {
         DockerHost(a, "unix:///run/a.sock", tmp_path),
         DockerHost(b, f"ssh://vyvo@{b}:22", tmp_path / b),
     }
-    assert [h.name for h in NodeHosts(world.store, engines).hosts({"vyvo/host": b})] == [b]
     assert [
-        h.name for h in NodeHosts(world.store, {a: "unix:///x"}).hosts({"vyvo/pool": pool})
+        h.name for h in NodeHosts(world.store, HostEngines(engines)).hosts({"vyvo/host": b})
+    ] == [b]
+    assert [
+        h.name
+        for h in NodeHosts(world.store, HostEngines({a: "unix:///x"})).hosts({"vyvo/pool": pool})
     ] == [a]
 
 
 def test_a_step_gets_limits_the_weights_and_gpus_that_work(world: World) -> None:
     a, b, pool = names()
     join(world, a, pool, "fell off the bus", None, None)
-    hosts = NodeHosts(world.store, {"*": "unix:///{node}"}, weights_dir="/cache")
+    hosts = NodeHosts(world.store, HostEngines({"*": "unix:///{node}"}, weights_dir="/cache"))
     tags = {"vyvo/pool": pool, "vyvo/gpu": "1", "vyvo/memory": "16GiB", "vyvo/cpus": "2"}
     placed = hosts.place(tags, {a: Occupancy(frozenset({f"{a}-1"}), 1)})
     assert placed == Placement(
@@ -81,7 +85,7 @@ def test_a_name_that_is_none_gets_no_engine(world: World) -> None:
         join(world, f"{name}", pool)
     engines = {"*": "ssh://vyvo@{node}:22"}
     try:
-        assert NodeHosts(world.store, engines).hosts({"vyvo/pool": pool}) == []
+        assert NodeHosts(world.store, HostEngines(engines)).hosts({"vyvo/pool": pool}) == []
     finally:
         world.store.call(
             lambda db: db.connection.execute(
@@ -94,7 +98,7 @@ def test_a_cordoned_node_gets_nothing(world: World) -> None:
     a, _, pool = names()
     node_id = join(world, a, pool)
     world.store.call(lambda db: db.nodes.set_flags(node_id, cordoned=True))
-    hosts = NodeHosts(world.store, {"*": "unix:///{node}"})
+    hosts = NodeHosts(world.store, HostEngines({"*": "unix:///{node}"}))
     outcome = hosts.place({"vyvo/pool": pool}, {a: FREE})
     assert outcome == Unplaced(f"no node is free for vyvo/pool={pool}: {a} is cordoned")
 
@@ -102,13 +106,13 @@ def test_a_cordoned_node_gets_nothing(world: World) -> None:
 def test_a_node_without_an_engine_is_named(world: World) -> None:
     a, _, pool = names()
     join(world, a, pool)
-    outcome = NodeHosts(world.store, {}).place({"vyvo/host": a}, {})
+    outcome = NodeHosts(world.store, HostEngines({})).place({"vyvo/host": a}, {})
     assert isinstance(outcome, Unplaced)
     assert f"no node matches vyvo/host={a}; VYVO_HOSTS_ENGINES names no engine of" in outcome.reason
 
 
 def test_a_tag_without_meaning_is_an_error(world: World) -> None:
-    hosts = NodeHosts(world.store, {"*": "unix:///{node}"})
+    hosts = NodeHosts(world.store, HostEngines({"*": "unix:///{node}"}))
     assert hosts.routes({"vyvo/gpu": "1GB"})
     assert not hosts.routes({"vyvo/memory": "1GiB"})
     with pytest.raises(ValueError, match="vyvo/gpu"):
@@ -117,7 +121,7 @@ def test_a_tag_without_meaning_is_an_error(world: World) -> None:
 
 def test_without_a_registry_a_step_waits() -> None:
     store = StoreResource(dsn="postgresql://vyvo@127.0.0.1:1/vyvo")
-    hosts = NodeHosts(store, {"*": "unix:///{node}"})
+    hosts = NodeHosts(store, HostEngines({"*": "unix:///{node}"}))
     assert hosts.hosts({"vyvo/host": "a"}) == []
     outcome = hosts.place({"vyvo/host": "a"}, {})
     hosts.close()

@@ -6,8 +6,20 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import own_redis
+from tests.integration.dagster import engines
 from tests.integration.workflows.world import World, running
 from vyvo_dagster.settings import S3Settings
+
+URL = engines.found().get("default")
+# Steps with containers are tested where an engine answers.
+collect_ignore = [] if URL and engines.has_base_image(URL) else ["test_containers.py"]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if collect_ignore:
+        terminalreporter.section("containers of workflows")
+        said = f"NOT tested: that takes a Docker engine with the image {engines.BASE_IMAGE}"
+        terminalreporter.line(said)
 
 
 @pytest.fixture(scope="module")

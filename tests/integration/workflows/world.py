@@ -22,10 +22,10 @@ from vyvo_dagster.domain.model import Modality, VersionState
 from vyvo_dagster.domain.workflow.definition import digest
 from vyvo_dagster.domain.workflow.run import Step
 from vyvo_dagster.domain.workflow.state import RUN, TriggerKind
-from vyvo_dagster.settings import AgentSettings, S3Settings, Settings
+from vyvo_dagster.execution.workflow_engine import drive_with_hosts
+from vyvo_dagster.settings import AgentSettings, HostsSettings, S3Settings, Settings
 from vyvo_dagster.store.database import Database
 from vyvo_dagster.store.workflow_records import WorkflowRun, WorkflowVersion
-from vyvo_dagster.workflows.main import drive
 from vyvo_dagster.workflows.starting import start_run
 
 MODEL = "test/echo"
@@ -38,6 +38,7 @@ class World:
     settings: Settings
     s3: S3Settings
     database: Database
+    hosts: HostsSettings = field(default_factory=HostsSettings)
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     engines: list[tuple["asyncio.Task[None]", asyncio.Event]] = field(default_factory=list)
 
@@ -94,7 +95,7 @@ class World:
 
     def begin_engine(self) -> "asyncio.Task[None]":
         stop = asyncio.Event()
-        task = asyncio.create_task(drive(self.settings, self.s3, stop))
+        task = asyncio.create_task(drive_with_hosts(self.settings, self.s3, self.hosts, stop))
         self.engines.append((task, stop))
         return task
 

@@ -112,16 +112,21 @@ def _drop(*path: str | int) -> Callable[[Any], object]:
     return change
 
 
+def _container(run_on: Any = {"pool": "a"}, **members: Any) -> Callable[[Any], object]:  # noqa: B006
+    step = {"name": "gpu", "container": {"image": "a/b:1", **members}, "run_on": run_on}
+    return _put("steps", "+", value={k: v for k, v in step.items() if v is not None})
+
+
 BROKEN: Final[list[Broken]] = [
     Broken("no steps", _put("steps", value=[]), "schema", "$.steps: must hold at least 1, not 0"),
     Broken("no name", _drop("name"), "missing_field", "$: 'name' is required"),
     Broken("a name with a capital", _put("name", value="Sheet"), "schema", "$.name: 'Sheet' is no name; a name is 1 to 63 lower-case letters, digits, _ and - after, a letter first"),
-    Broken("a misspelt field", _put("steps", 0, "neds", value=["x"]), "unknown_field", "step make, $.steps[0].neds: there is no such field; there are continue_on_failure, description, for_each, input, limit, max_items, model, name, needs, operation, priority, retries, timeout_seconds, when"),
+    Broken("a misspelt field", _put("steps", 0, "neds", value=["x"]), "unknown_field", "step make, $.steps[0].neds: there is no such field; there are container, continue_on_failure, description, for_each, input, limit, max_items, model, name, needs, operation, priority, retries, run_on, timeout_seconds, when"),
     Broken("a step's name with a hyphen", _put("steps", 3, "name", value="my-sheet"), "schema", "step my-sheet, $.steps[3].name: 'my-sheet' is no name; a name is 1 to 63 lower-case letters, digits, _, a letter first"),
     Broken("a step's name that is a keyword", _put("steps", 2, "name", value="if"), "bad_name", "step if, $.steps[2].name: 'if' is a word of the expressions' language; choose another"),
     Broken("two steps of one name", _put("steps", 2, "name", value="sheet"), "duplicate_name", "step sheet, $.steps[3].name: 'sheet' is the name of $.steps[2] too"),
-    Broken("neither model nor operation", _drop("steps", 2, "operation"), "no_kind", "step guard, $.steps[2]: a step has either a model or an operation"),
-    Broken("model and operation", _put("steps", 2, "model", value="vyvo/digits"), "no_kind", "step guard, $.steps[2]: a step has either a model or an operation"),
+    Broken("neither model nor operation", _drop("steps", 2, "operation"), "no_kind", "step guard, $.steps[2]: a step has one of model, operation, container"),
+    Broken("model and operation", _put("steps", 2, "model", value="vyvo/digits"), "no_kind", "step guard, $.steps[2]: a step has one of model, operation, container"),
     Broken("no such operation", _put("steps", 2, "operation", value="sleep"), "schema", "step guard, $.steps[2].operation: must be one of http, concat, filter, select, merge, zip, chunk, fail"),
     Broken("a model's name without an owner", _put("steps", 0, "model", value="digits"), "schema", "step make, $.steps[0].model: 'digits' is no model; a model is owner/name or owner/name@version"),
     Broken("a model that is not registered", _put("steps", 0, "model", value="vyvo/none@2"), "unknown_model", "step make, $.steps[0].model: vyvo/none@2 is not registered"),
@@ -152,6 +157,13 @@ BROKEN: Final[list[Broken]] = [
     Broken("a value that is not offered", _put("steps", 0, "input", "style", value="italic"), "type", "step make, $.steps[0].input.style: must be one of thin, bold"),
     Broken("an output that does not fit the next step", _put("steps", 1, "input", "image", value="${{ steps.make.output }}"), "type", "step read, $.steps[1].input.image: must be string; steps.make.output is array"),
     Broken("an operation's input", _drop("steps", 3, "input", "lists"), "missing_field", "step sheet, $.steps[3].input: 'lists' is required"),
+    Broken("a container without a place", _container(run_on=None), "no_place", "step gpu, $.steps[4]: a container needs run_on with one of host, pool, gpu"),
+    Broken("a container with limits only", _container(run_on={"memory": "1GiB"}), "no_place", "step gpu, $.steps[4].run_on: a container needs run_on with one of host, pool, gpu"),
+    Broken("a place for a model", _put("steps", 0, "run_on", value={"pool": "a"}), "no_container", "step make, $.steps[0].run_on: run_on is for a step with container"),
+    Broken("GPUs that are none", _container(run_on={"gpu": "1GB"}), "bad_place", "step gpu, $.steps[4].run_on.gpu: '1GB' must be such as 1, all, h100 or h100:2"),
+    Broken("memory without a unit", _container(run_on={"pool": "a", "memory": "16"}), "bad_place", "step gpu, $.steps[4].run_on.memory: '16' must be such as 512MiB, at least 6MiB"),
+    Broken("an image that is none", _container(image="My Image"), "schema", "step gpu, $.steps[4].container.image: 'My Image' is no image; an image is such as registry:5000/name:tag"),
+    Broken("a variable of the platform", _container(env={"VYVO_INPUT": "x"}), "schema", "step gpu, $.steps[4].container.env: 'VYVO_INPUT' is no variable's name, or begins with VYVO_, which is the platform's"),
     Broken("retries without a number", _put("steps", 1, "retries", value={"backoff_seconds": 3}), "missing_field", "step read, $.steps[1].retries: 'attempts' is required"),
     Broken("too many attempts", _put("steps", 1, "retries", "attempts", value=50), "schema", "step read, $.steps[1].retries.attempts: must be at most 10, not 50"),
     Broken("a timeout of nothing", _put("steps", 1, "timeout_seconds", value=0), "schema", "step read, $.steps[1].timeout_seconds: must be at least 1, not 0"),

@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, Final, cast
 
+from vyvo_dagster.domain.host import parse_request
+from vyvo_dagster.domain.workflow.container import PLACES, place_tags
 from vyvo_dagster.domain.workflow.definition import model_ref
 from vyvo_dagster.domain.workflow.document import (
     check_graph,
@@ -30,10 +32,13 @@ from vyvo_dagster.domain.workflow.template import (
     expressions_in,
     parse_template,
 )
+from vyvo_dagster.errors import InvalidInput
 
 __all__ = ["document_problems"]
 
 Roots = Mapping[str, Schema]
+
+_KINDS: Final = ("model", "operation", "container")
 
 
 def document_problems(document: Mapping[str, Any], catalog: Catalog) -> Iterator[Problem]:
@@ -63,6 +68,27 @@ def _of(fault: Fault, code: str = "type") -> Problem:
     return Problem("missing_field" if fault.missing else code, fault.path, fault.message)
 
 
+def _container(step: Mapping[str, Any], path: str) -> Iterator[Problem]:
+    """The faults of a step's `container` and `run_on`, as far as their schemas leave them open."""
+    where: Mapping[str, Any] | None = step.get("run_on")
+    if "container" not in step:
+        if where is not None:
+            yield Problem("no_container", f"{path}.run_on", "run_on is for a step with container")
+        return
+    if where is None or not any(member in where for member in PLACES):
+        at = path if where is None else f"{path}.run_on"
+        yield Problem("no_place", at, f"a container needs run_on with one of {', '.join(PLACES)}")
+        return
+    for name in where:
+        # One that chooses a host is needed for the others to be read at all.
+        asked = place_tags({**({} if name in PLACES else {"gpu": 0}), name: where[name]})
+        try:
+            parse_request(asked)
+        except InvalidInput as error:
+            said = error.detail.partition("=")[2]
+            yield Problem("bad_place", f"{path}.run_on.{name}", said)
+
+
 class _Checking:
     """Steps beside what they may read."""
 
@@ -75,9 +101,10 @@ class _Checking:
 
     def step(self, step: Mapping[str, Any], path: str) -> Iterator[Problem]:
         """The faults of one step."""
-        if ("model" in step) == ("operation" in step):
-            yield Problem("no_kind", path, "a step has either a model or an operation")
+        if sum(kind in step for kind in _KINDS) != 1:
+            yield Problem("no_kind", path, f"a step has one of {', '.join(_KINDS)}")
             return
+        yield from _container(step, path)
         for index, need in enumerate(step.get("needs", ())):
             if need not in self._named:
                 yield Problem(
@@ -132,7 +159,7 @@ class _Checking:
             operation = OPERATIONS[step["operation"]]
             schema, per_item = operation.input_schema, operation.each_item
         else:
-            known = self._catalog.get(model_ref(step["model"]))
+            known = self._catalog.get(model_ref(step["model"])) if "model" in step else None
             schema = known.input if isinstance(known, ModelSchemas) else None
             per_item = frozenset[str]()
         for key, value in given.items():

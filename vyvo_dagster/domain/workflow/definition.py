@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any, Final, cast
 
 from vyvo_dagster.domain.job import Priority
+from vyvo_dagster.domain.workflow.container import ContainerStep, parse_container
 from vyvo_dagster.domain.workflow.expression import Expression
 from vyvo_dagster.domain.workflow.state import TriggerKind
 from vyvo_dagster.domain.workflow.template import Template, expressions_in, parse_template
@@ -64,11 +65,15 @@ class Retries:
 
 @dataclass(frozen=True, slots=True)
 class StepDefinition:
-    """One step: a model's or a built-in operation's. `needs` holds what its expressions name, too."""
+    """One step: of a model, a built-in operation or a container.
+
+    `needs` holds what its expressions name, too.
+    """
 
     name: str
     model: ModelRef | None
     operation: str | None
+    container: ContainerStep | None
     input: Mapping[str, Any]
     needs: tuple[str, ...]
     when: Expression | None
@@ -88,8 +93,8 @@ class StepDefinition:
 
     @property
     def what(self) -> str:
-        """Its model or operation, for people."""
-        return str(self.model or self.operation)
+        """Its model, operation or image, for people."""
+        return self.container.image if self.container else str(self.model or self.operation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +161,7 @@ def _step(given: Mapping[str, Any]) -> StepDefinition:
         name=given["name"],
         model=model_ref(given["model"]) if "model" in given else None,
         operation=given.get("operation"),
+        container=parse_container(given),
         input=given.get("input", {}),
         needs=tuple(dict.fromkeys([*given.get("needs", ()), *references_of(given)])),
         when=_single(given["when"]) if "when" in given else None,

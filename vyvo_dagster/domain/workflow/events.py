@@ -39,6 +39,7 @@ def step_event(step: Step) -> dict[str, Any]:
         "key": step.key, "name": step.name, "map_index": step.map_index,
         "status": str(step.state), "attempt": step.attempt,
         "job_id": None if step.job_id is None else str(step.job_id),
+        "host": step.host, "waiting": step.waiting,
         "error": _error(step.error_code, step.error_message),
         "retry_at": None if step.retry_at is None else step.retry_at.isoformat(),
         "submitted_at": None if step.submitted_at is None else step.submitted_at.isoformat(),

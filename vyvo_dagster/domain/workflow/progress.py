@@ -253,12 +253,13 @@ class _Turn:
         http = step.operation == HTTP
         started = dataclasses.replace(
             row, state=StepState.RUNNING if http else StepState.SUBMITTED, attempt=row.attempt + 1,
-            job_id=None, input=given, error_code=None, error_message=None, retry_at=None,
+            job_id=None, placement=None, input=given, error_code=None, error_message=None, retry_at=None,
             submitted_at=self.now, started_at=self.now if http else None,
         )  # fmt: skip
         self._set(started)
         self.start.append(Start(
-            step=started, model=step.model, http=given if http else None, input=given,
+            step=started, model=step.model, http=given if http else None,
+            container=step.container, input=given,
             priority=self.run.priority or self.definition.priority_of(step),
             timeout_seconds=step.timeout_seconds,
         ))  # fmt: skip

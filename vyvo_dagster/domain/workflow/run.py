@@ -8,6 +8,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from vyvo_dagster.domain.job import Priority
+from vyvo_dagster.domain.workflow.container import ContainerStep
 from vyvo_dagster.domain.workflow.definition import Definition, ModelRef, StepDefinition
 from vyvo_dagster.domain.workflow.state import STEP, RunState, StepErrorCode, StepState
 
@@ -51,13 +52,15 @@ class Step:
     attempt: int = 0
     """Of the attempt under way or the last one, from 1; 0 before the first."""
     job_id: UUID | None = None
+    placement: Mapping[str, Any] | None = None
+    """Of a container: `{"host": ..., "devices": [...]}`, or `{"waiting": why}` before it has a host."""
     input: Any = None
     output: Any = None
     error_code: str | None = None
     error_message: str | None = None
     retry_at: datetime | None = None
     attempts: Sequence[Mapping[str, Any]] = field(default_factory=list[Mapping[str, Any]])
-    """Earlier attempts: attempt, job_id, submitted_at, started_at, completed_at, error_code, error_message."""
+    """Earlier ones: attempt, job_id, submitted_at, started_at, completed_at, error_code, error_message, host."""
     created_at: datetime
     submitted_at: datetime | None = None
     started_at: datetime | None = None
@@ -67,6 +70,16 @@ class Step:
     def ended(self) -> bool:
         """Whether it is over."""
         return self.state in STEP.terminal
+
+    @property
+    def host(self) -> str | None:
+        """Where its container is, once that is settled."""
+        return None if self.placement is None else self.placement.get("host")
+
+    @property
+    def waiting(self) -> str | None:
+        """Why its container has no host yet."""
+        return None if self.placement is None else self.placement.get("waiting")
 
     def ends(
         self, state: StepState, now: datetime, *, output: Any = None, code: str | None = None,
@@ -95,7 +108,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """An attempt to start: a job of `model`, or the HTTP request that `http` says.
+    """An attempt to start: a job of `model`, the HTTP request that `http` says, or a container.
 
     `step` is the row to write in the same transaction: submitted (or running), its attempt counted.
     """
@@ -103,6 +116,7 @@ class Start:
     step: Step
     model: ModelRef | None
     http: Mapping[str, Any] | None
+    container: ContainerStep | None
     input: Mapping[str, Any]
     priority: Priority
     timeout_seconds: int | None
@@ -150,9 +164,10 @@ def finish(definition: Definition, step: Step, outcome: Outcome, now: datetime) 
         "attempt": step.attempt, "job_id": None if step.job_id is None else str(step.job_id),
         "submitted_at": _iso(step.submitted_at), "started_at": _iso(ran.started_at),
         "completed_at": _iso(now), "error_code": code, "error_message": message,
+        **({} if step.host is None else {"host": step.host}),
     }  # fmt: skip
     return dataclasses.replace(
-        step, state=StepState.PENDING, job_id=None, attempts=[*step.attempts, attempt],
+        step, state=StepState.PENDING, job_id=None, placement=None, attempts=[*step.attempts, attempt],
         error_code=code, error_message=message, retry_at=now + retries.delay(step.attempt),
         submitted_at=None, started_at=None, completed_at=None,
     )  # fmt: skip

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from vyvo_dagster.domain.job import Priority
+from vyvo_dagster.domain.workflow.container import CONTAINER_SCHEMA, RUN_ON_SCHEMA
 from vyvo_dagster.domain.workflow.operations import OPERATIONS
 
 __all__ = ["DEFINITION_SCHEMA", "IDENTIFIER", "MAX_STEPS", "WORKFLOW_NAME"]
@@ -55,9 +56,11 @@ _STEP: Final[Mapping[str, Any]] = {
             "enum": list(OPERATIONS),
             "description": "A built-in operation, instead of a model.",
         },
+        "container": CONTAINER_SCHEMA,
+        "run_on": RUN_ON_SCHEMA,
         "input": {
             "type": "object", "default": {},
-            "description": "What the model or operation takes. Strings may hold `${{ ... }}`.",
+            "description": "What it takes. Strings may hold `${{ ... }}`.",
         },
         "needs": {
             "type": "array", "items": {"type": "string"}, "maxItems": MAX_STEPS,

@@ -111,6 +111,12 @@ def _pattern(path: list[str | int], error: jsonschema.ValidationError) -> str:
     shown = repr(error.instance)[:80]
     if path[-1] == "model":
         return f"{shown} is no model; a model is owner/name or owner/name@version"
+    if "container" in path:
+        if path[-1] == "image":
+            return f"{shown} is no image; an image is such as registry:5000/name:tag"
+        if path[-1] == "env":
+            return f"{shown} is no variable's name, or begins with VYVO_, which is the platform's"
+        return "must hold no NUL character"
     extra = " and - after" if len(path) == 1 else ""
     return f"{shown} is no name; a name is 1 to 63 lower-case letters, digits, _{extra}, a letter first"
 

@@ -19,59 +19,23 @@ from dagster_docker.container_context import DockerContainerContext
 from dagster_docker.docker_executor import DockerStepHandler
 from dagster_docker.utils import validate_docker_image
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
-from docker.types import DeviceRequest
 from typing_extensions import override
 
 from vyvo_dagster.execution.routing.engines import ENGINE_ERRORS, HOLDING, Engines, Labels
 from vyvo_dagster.execution.routing.hosts import DockerHost, HostResolver, Placement, Unplaced
+from vyvo_dagster.execution.routing.limits import contended, limits
 from vyvo_dagster.execution.routing.local import step_key
 from vyvo_dagster.execution.routing.pulls import Pulls
 from vyvo_dagster.execution.routing.sweep import remove_containers, sweep_finished
 from vyvo_dagster.execution.routing.waits import Waits
 
-__all__ = ["HostStepHandler", "contended", "limits"]
+__all__ = ["HostStepHandler"]
 
 _log = logging.getLogger(__name__)
 
 _UNREACHABLE_SECONDS: Final = 120.0
 _SILENT_SECONDS: Final = 60.0
 _TAIL_LINES: Final = 20
-
-
-def limits(placement: Placement) -> dict[str, Any]:
-    """What a placement means to `containers.create`."""
-    options: dict[str, Any] = {}
-    if placement.devices:
-        options["device_requests"] = [
-            DeviceRequest(device_ids=list(placement.devices), capabilities=[["gpu"]])
-        ]
-    if placement.memory_bytes is not None:
-        # No swap beside it: a step that outgrows its limit ends, it does not slow its host down.
-        options["mem_limit"] = options["memswap_limit"] = placement.memory_bytes
-    if placement.cpus is not None:
-        options["nano_cpus"] = round(placement.cpus * 1e9)
-    if placement.read_only_mounts:
-        options["volumes"] = {
-            source: {"bind": target, "mode": "ro"}
-            for source, target in placement.read_only_mounts.items()
-        }
-    return options
-
-
-def contended(engines: Engines, host: DockerHost, name: str, devices: tuple[str, ...]) -> bool:
-    """Whether another step holds one of the GPUs of the container `name`, which is made already.
-
-    Each makes its container first and looks then, so that of two at the same time one at least
-    sees the other and steps back.
-    """
-    if not devices:
-        return False
-    return any(
-        c.status in HOLDING
-        and c.name != name
-        and set(devices) & set(c.labels.get(Labels.DEVICES, "").split(","))
-        for c in engines.containers(host, Labels.RUN)
-    )
 
 
 class HostStepHandler(DockerStepHandler):

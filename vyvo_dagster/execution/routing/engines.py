@@ -9,10 +9,10 @@ from urllib.parse import urlsplit
 
 import docker
 import requests
-from dagster import DagsterInvariantViolationError
 from docker.errors import DockerException
 from docker.tls import TLSConfig
 
+from vyvo_dagster.errors import InvalidInput
 from vyvo_dagster.execution.routing.hosts import DockerHost, Occupancy
 
 __all__ = ["ENGINE_ERRORS", "HOLDING", "Engines", "Labels"]
@@ -54,7 +54,7 @@ class Engines:
 
         Raises:
             one of ENGINE_ERRORS: it does not answer.
-            DagsterInvariantViolationError: its URL is none, or is plain TCP to another machine.
+            InvalidInput: its URL is none, or is plain TCP to another machine.
         """
         with self._lock:
             found = self._clients.get(host)
@@ -132,7 +132,7 @@ class Engines:
     def _open(self, host: DockerHost, timeout: int | None = None) -> Any:
         parts, tls = urlsplit(host.url), None
         if parts.scheme not in {"unix", "tcp", "ssh"}:
-            raise DagsterInvariantViolationError(
+            raise InvalidInput(
                 f"engine of {host.name}: {host.url!r} begins with none of unix://, tcp://, ssh://"
             )
         if parts.scheme == "tcp":
@@ -145,7 +145,7 @@ class Engines:
                 )
             elif parts.hostname not in _LOOPBACK:
                 # Who reaches an engine is root on its host.
-                raise DagsterInvariantViolationError(
+                raise InvalidInput(
                     f"engine of {host.name}: {host.url} needs TLS with a client certificate"
                 )
         try:

@@ -27,9 +27,9 @@ from dagster_pipes import (
 from dagster_shared.serdes.utils import hash_str
 from docker.errors import APIError, ImageNotFound, NotFound
 
-from vyvo_dagster.execution.routing.containers import contended, limits
 from vyvo_dagster.execution.routing.engines import ENGINE_ERRORS, HOLDING, Engines, Labels
 from vyvo_dagster.execution.routing.hosts import DockerHost, HostResolver, Placement, Unplaced
+from vyvo_dagster.execution.routing.limits import contended, limits
 from vyvo_dagster.execution.routing.pulls import pull
 from vyvo_dagster.execution.routing.sweep import sweep_finished
 from vyvo_dagster.execution.routing.waits import Waits

@@ -1,12 +1,12 @@
 """Batched writes into Dagster's Postgres storage, on one connection that holds the writer's lock.
 
 Dagster's own path writes each event in several commits of its own, at a few hundred a second, and
-logs from many threads. Here a batch of many runs is one transaction: their rows of `runs`, their
-entries, and their state. The lock and the writes share the connection: who writes has the lock, and
+logs from many threads. Here many runs are written by a few statements: their rows of `runs` and
+their state, then their entries. The lock and the writes share the connection: who writes has the lock, and
 what it remembers of having written is true for as long as the connection lives.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -28,7 +28,7 @@ __all__ = ["EventLog", "RunWrite"]
 _LOCK: Final = 0x7679766F77  # "vyvow"
 _E: Final = SqlEventLogStorageTable.c
 _R: Final = RunsTable.c
-_ENTRIES: Final = 500
+_ENTRIES: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +110,15 @@ class EventLog:
             }
 
     def write(self, writes: Sequence[RunWrite]) -> None:
-        """Write runs and their entries, all or nothing.
+        """Write runs, and then their entries.
+
+        Sensors read entries by id, and one that reads an id passes over smaller ones that are
+        committed later. So entries are committed by the statement that gives out their ids and the
+        one of their assets, in small batches, as Dagster's own are.
 
         Raises:
-            sqlalchemy.exc.DBAPIError: it is not known whether they were written.
+            sqlalchemy.exc.DBAPIError: it is not known what was written; `written` tells.
         """
-        # Made before the transaction: ids that are given out late hide from who reads by id.
         rows = [_event_row(entry) for write in writes for entry in write.entries]
         made = [entry for write in writes for entry in write.entries]
         runs = [_run_row(write) for write in writes]
@@ -141,17 +144,20 @@ class EventLog:
             old = [_renamed(row) for row in runs if row["run_id"] in known]
             if old:
                 connection.execute(_UPDATE_RUN, old)
-            ids: list[int] = []
-            for batch in _batches(rows):
-                ids += connection.execute(
-                    sa.insert(SqlEventLogStorageTable).returning(
-                        _E.id, sort_by_parameter_order=True
-                    ),
-                    batch,
-                ).scalars()
-            assets = _last_materializations(made, ids)
+        for start in range(0, len(rows), _ENTRIES):
+            self._write_entries(rows[start : start + _ENTRIES], made[start : start + _ENTRIES])
+
+    def _write_entries(
+        self, rows: Sequence[dict[str, Any]], entries: Sequence[EventLogEntry]
+    ) -> None:
+        insertion = sa.insert(SqlEventLogStorageTable).returning(
+            _E.id, sort_by_parameter_order=True
+        )
+        with self._held.begin():
+            ids = list(self._held.execute(insertion, rows).scalars())
+            assets = _last_materializations(entries, ids)
             if assets:
-                connection.execute(_UPSERT_ASSET, assets)
+                self._held.execute(_UPSERT_ASSET, assets)
 
     @property
     def _held(self) -> sa.Connection:
@@ -177,11 +183,6 @@ _UPSERT_ASSET = _new_asset.on_conflict_do_update(
         for name in ("last_materialization", "last_run_id", "last_materialization_timestamp")
     },
 )
-
-
-def _batches(rows: Sequence[dict[str, Any]]) -> Iterable[Sequence[dict[str, Any]]]:
-    for start in range(0, len(rows), _ENTRIES):
-        yield rows[start : start + _ENTRIES]
 
 
 def _event_row(entry: EventLogEntry) -> dict[str, Any]:

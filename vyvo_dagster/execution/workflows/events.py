@@ -6,7 +6,7 @@ Entries that would share all four are a microsecond apart.
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -28,6 +28,7 @@ from dagster._core.execution.plan.outputs import StepOutputData, StepOutputHandl
 from dagster_shared.error import SerializableErrorInfo
 
 from vyvo_dagster.domain.artifact import artifacts_in
+from vyvo_dagster.domain.workflow.container import container_name
 from vyvo_dagster.domain.workflow.definition import Definition
 from vyvo_dagster.domain.workflow.run import Step
 from vyvo_dagster.domain.workflow.state import RunState, StepState
@@ -135,6 +136,11 @@ class RunEvents:
                 DagsterEventType.STEP_WORKER_STARTING, at(step.submitted_at), key, handle,
                 f"Job {step.job_id} was submitted.", data,
             )  # fmt: skip
+        if step.host is not None and step.started_at is not None:
+            devices = (step.placement or {}).get("devices", ())
+            yield self._container(
+                step, handle, step.attempt, step.host, devices, at(step.started_at)
+            )
         if begun is None:
             return
         if not (step.state is StepState.CANCELED and step.submitted_at is None):
@@ -148,6 +154,9 @@ class RunEvents:
     ) -> Iterator[EventLogEntry]:  # fmt: skip
         ended = datetime.fromisoformat(attempt["completed_at"])
         begun = attempt.get("started_at") or attempt.get("submitted_at")
+        if (host := attempt.get("host")) is not None and attempt.get("started_at") is not None:
+            started = at(datetime.fromisoformat(attempt["started_at"]))
+            yield self._container(step, handle, attempt["attempt"], host, (), started)
         yield self._started(
             step, handle, at(ended if begun is None else datetime.fromisoformat(begun)),
             retried=retried,
@@ -157,6 +166,20 @@ class RunEvents:
             DagsterEventType.STEP_UP_FOR_RETRY, at(ended), step.key, handle,
             f"Attempt {attempt.get('attempt')} failed and is tried again.",
             StepRetryData(error or SerializableErrorInfo("it failed", [], None)),
+        )  # fmt: skip
+
+    def _container(
+        self, step: Step, handle: NodeHandle, attempt: int, host: str, devices: Sequence[str],
+        at: float,
+    ) -> EventLogEntry:  # fmt: skip
+        name = container_name(step.id, attempt)
+        return self._step_event(
+            DagsterEventType.STEP_WORKER_STARTING, at, step.key, handle,
+            f"Container {name} was started on {host}.",
+            EngineEventData(metadata={
+                "Host": MetadataValue.text(host), "Container": MetadataValue.text(name),
+                "GPUs": MetadataValue.text(", ".join(devices)),
+            }),
         )  # fmt: skip
 
     def _started(

@@ -33,7 +33,10 @@ __all__ = ["ReportLoop", "run"]
 log = logging.getLogger(__name__)
 
 _BATCH: Final = 200
-_IDLE_SECONDS: Final = 0.25
+# Between looks at the rows while runs are under way: the second, the longest without news.
+_LOOK_SECONDS: Final = (0.25, 2.0)
+# And while there are none, where nothing was heard.
+_IDLE_SECONDS: Final = 30.0
 _AWAY_SECONDS: Final = 2.0
 _VERSIONS: Final = 256
 _RELOAD: Final = """
@@ -50,15 +53,24 @@ class ReportLoop:
         self._database = database
         self._reporter = reporter
         self._versions: dict[UUID, WorkflowVersion] = {}
+        self._open = True
+        self.asked = asyncio.Event()
+        """Set when a run was queued or is to be canceled."""
 
     async def run(self) -> None:
         """Report until canceled; survives servers that go away."""
+        pause = 0.0
         while True:
             try:
                 if not await asyncio.to_thread(self._reporter.ready):
                     await asyncio.sleep(_AWAY_SECONDS)
-                elif await self.turn() == 0:
-                    await asyncio.sleep(_IDLE_SECONDS)
+                elif await self.turn():
+                    pause = 0.0
+                else:
+                    first, longest = _LOOK_SECONDS
+                    pause = min(pause * 1.5 or first, longest)
+                    if await self._heard(pause if self._open else _IDLE_SECONDS):
+                        pause = 0.0
             except Unavailable as error:
                 log.warning("runs are not reported: %s", error)
                 await asyncio.sleep(_AWAY_SECONDS)
@@ -67,12 +79,24 @@ class ReportLoop:
                 await asyncio.to_thread(self._reporter.forget)
                 await asyncio.sleep(_AWAY_SECONDS)
 
+    async def _heard(self, seconds: float) -> bool:
+        """Wait until a run was queued or is to be canceled; False after `seconds`."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self.asked.wait()
+        except TimeoutError:
+            return False
+        self.asked.clear()
+        return True
+
     async def turn(self) -> int:
         """Report the runs that have changed; how many they were."""
         # Read and let go: a lock on a run would hold up its engine.
         async with self._database.transaction() as store:
+            # Asked first: what has ended by then is among those that are read after it.
+            self._open = await store.workflow_engine.any_open()
             runs = await store.workflow_runs.unreported(_BATCH)
-            steps = await store.workflow_runs.steps_of([run.id for run in runs])
+            steps = await store.workflow_runs.steps_of([run.id for run in runs]) if runs else {}
             for unknown in {run.version_id for run in runs} - self._versions.keys():
                 version = await store.workflows.version_by_id(unknown)
                 assert version is not None  # a run refers to it
@@ -103,7 +127,21 @@ class ReportLoop:
                 log.exception("run %s cannot be shown in Dagster", runs[0][0].id)
 
 
-async def reload_on_push(dsn: str, url: str | None) -> None:
+async def listen_for_news(dsn: str, reports: ReportLoop, pushed: asyncio.Event) -> None:
+    """Wake who reports of runs, and who tells the webserver of versions, until canceled."""
+    while True:
+        try:
+            async for notice in listen(dsn, WORKFLOW_CHANNEL):
+                if notice is None or notice[1].startswith("run:"):
+                    reports.asked.set()
+                if notice is None or notice[1].startswith("version:"):
+                    pushed.set()
+        except psycopg.OperationalError as error:
+            log.warning("notifications stopped: %s", str(error).splitlines()[0])
+            await asyncio.sleep(_AWAY_SECONDS)
+
+
+async def reload_on_push(pushed: asyncio.Event, url: str | None) -> None:
     """Let the webserver look at the code location again whenever a version is pushed."""
     if url is None:
         return
@@ -111,14 +149,10 @@ async def reload_on_push(dsn: str, url: str | None) -> None:
     body: Mapping[str, Any] = {"query": _RELOAD, "variables": {"name": LOCATION}}
     async with httpx.AsyncClient(timeout=30.0, trust_env=False) as http:
         while True:
-            try:
-                async for notice in listen(dsn, WORKFLOW_CHANNEL):
-                    if notice is None or notice[1].startswith("version:"):
-                        with contextlib.suppress(httpx.HTTPError):
-                            await http.post(graphql, json=body)
-            except psycopg.OperationalError as error:
-                log.warning("notifications stopped: %s", str(error).splitlines()[0])
-                await asyncio.sleep(_AWAY_SECONDS)
+            await pushed.wait()
+            pushed.clear()
+            with contextlib.suppress(httpx.HTTPError):
+                await http.post(graphql, json=body)
 
 
 async def report(settings: Settings, instance: DagsterInstance, stop: asyncio.Event) -> None:
@@ -131,11 +165,12 @@ async def report(settings: Settings, instance: DagsterInstance, stop: asyncio.Ev
 
     try:
         async with asyncio.TaskGroup() as tasks:
+            reports, pushed = ReportLoop(database, reporter), asyncio.Event()
+            news = listen_for_news(settings.postgres_dsn, reports, pushed)
             loops = [
-                tasks.create_task(ReportLoop(database, reporter).run(), name="reports"),
-                tasks.create_task(
-                    reload_on_push(settings.postgres_dsn, settings.dagster_url), name="reloads"
-                ),
+                tasks.create_task(reports.run(), name="reports"),
+                tasks.create_task(news, name="news"),
+                tasks.create_task(reload_on_push(pushed, settings.dagster_url), name="reloads"),
             ]
             if settings.workflow_reporter_port:
                 loops.append(

@@ -62,7 +62,7 @@ def upstream_keys(tenant: str, definition: Definition, step: StepDefinition) -> 
     waiting, seen = list(step.needs), set(step.needs)
     while waiting:
         need = definition.steps[waiting.pop(0)]
-        if need.model is not None:
+        if need.operation is None:
             found[artifact_key(tenant, definition.name, need.name)] = None
             continue
         waiting += [each for each in need.needs if each not in seen]

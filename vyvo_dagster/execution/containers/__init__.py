@@ -1,0 +1,1 @@
+"""Steps of workflows as containers on tagged hosts, driven by the workflow engine."""

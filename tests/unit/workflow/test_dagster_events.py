@@ -34,7 +34,8 @@ RUN = WorkflowRun(
     tenant="t", state=RunState.RUNNING, inputs={}, outputs=None, trigger_kind=TriggerKind.API,
     trigger_key=None, dagster_run_id=None, priority=None, cancel_requested_at=None, retry_of=None,
     error_code=None, error_message=None, engine_id=None, lease_expires_at=None, revision=1,
-    reported_revision=0, created_at=BEGAN, started_at=BEGAN, completed_at=None,
+    reported_revision=0, traceparent=None, created_at=BEGAN, started_at=BEGAN,
+    completed_at=None,
 )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from fastapi import Depends, Request, Security
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 from starlette.requests import HTTPConnection
 
-from api.authenticator import Principal
+from api.authenticator import KEPT_SECONDS, Principal
 from api.context import Context
 from vyvo_dagster.domain.scope import Scope, grants
 from vyvo_dagster.errors import Forbidden, Unauthenticated
@@ -18,6 +18,7 @@ __all__ = [
     "BuildsWrite",
     "EventsRead",
     "IsAdmin",
+    "IsBeatingNode",
     "IsNode",
     "JobsRead",
     "JobsWrite",
@@ -80,20 +81,25 @@ class Requires:
     Raises Unauthenticated without a good credential, Forbidden without the scope.
     """
 
-    def __init__(self, scope: Scope) -> None:
+    def __init__(self, scope: Scope, kept_seconds: float = KEPT_SECONDS) -> None:
         self.scope = scope
+        self._kept_seconds = kept_seconds
 
     async def __call__(
         self, request: Request, token: Annotated[str, Depends(token_of)]
     ) -> Principal:
         context: Context = request.app.state.context
-        principal = await context.authenticator.authenticate(token, address_of(request))
+        principal = await context.authenticator.authenticate(
+            token, address_of(request), self._kept_seconds
+        )
         require(principal, self.scope)
         return principal
 
 
 IsAdmin = Annotated[Principal, Depends(Requires(Scope.ADMIN))]
 IsNode = Annotated[Principal, Depends(Requires(Scope.NODE))]
+# The statement that writes heartbeats looks at the credential itself.
+IsBeatingNode = Annotated[Principal, Depends(Requires(Scope.NODE, 60.0))]
 BuildsRead = Annotated[Principal, Depends(Requires(Scope.BUILDS_READ))]
 BuildsWrite = Annotated[Principal, Depends(Requires(Scope.BUILDS_WRITE))]
 ModelsRead = Annotated[Principal, Depends(Requires(Scope.MODELS_READ))]

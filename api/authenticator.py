@@ -17,10 +17,10 @@ from vyvo_dagster.security.keys import TokenKind, digest_of, matches, parse_toke
 from vyvo_dagster.store.database import Database
 from vyvo_dagster.store.records import KeyLimits
 
-__all__ = ["Authenticator", "Principal"]
+__all__ = ["KEPT_SECONDS", "Authenticator", "Principal"]
 
 # A key revoked through another api process works for at most this long.
-_CACHE_SECONDS: Final = 5.0
+KEPT_SECONDS: Final = 5.0
 _CACHE_SIZE: Final = 10_000
 
 
@@ -81,11 +81,15 @@ class Authenticator:
                 tenant="admin", scopes=[Scope.ADMIN],
             )  # fmt: skip
 
-    async def authenticate(self, text: str, address: str | None = None) -> Principal:
+    async def authenticate(
+        self, text: str, address: str | None = None, kept_seconds: float = KEPT_SECONDS
+    ) -> Principal:
         """The principal of a token.
 
         Args:
             address: where the request came from; failures are counted by it.
+            kept_seconds: how long ago it may have been proven. More than the usual is for who
+                looks at the row itself.
 
         Raises:
             Unauthenticated: malformed, unknown, expired or revoked; the detail does not say which.
@@ -94,7 +98,7 @@ class Authenticator:
         """
         digest = digest_of(text)
         kept = self._known.get(digest)
-        if kept is not None and kept[1] > self._clock() and not _ended(kept[0]):
+        if kept is not None and self._clock() - kept[1] < kept_seconds and not _ended(kept[0]):
             return kept[0]
         if self._failures is not None and digest not in self._proven:
             self._failures.check(address)
@@ -135,7 +139,7 @@ class Authenticator:
     def _keep(self, digest: bytes, principal: Principal) -> None:
         if len(self._known) >= _CACHE_SIZE:
             self._known.clear()
-        self._known[digest] = (principal, self._clock() + _CACHE_SECONDS)
+        self._known[digest] = (principal, self._clock())
         self._proven.pop(digest, None)
         self._proven[digest] = None
         if len(self._proven) > _CACHE_SIZE:

@@ -24,7 +24,7 @@ from api.jobs.rates import Rates
 from api.jobs.registry import Registry
 from api.jobs.reports import Reports
 from api.nodes.answers import Answers
-from api.nodes.beats import Beats
+from api.nodes.beats import Beats, Comparisons, beats, comparisons
 from vyvo_dagster.concurrency import cancel_all
 from vyvo_dagster.dispatch.input_schemas import InputSchemas
 from vyvo_dagster.dispatch.relay import Relay
@@ -75,6 +75,7 @@ class Context:
     rates: Rates
     pools: PoolWorker
     beats: Beats
+    comparisons: Comparisons
     heartbeat_answers: Answers
     http: httpx.AsyncClient
     secrets: Secrets
@@ -160,7 +161,8 @@ async def open_context(settings: Settings, s3: S3Settings) -> AsyncGenerator[Con
                 pools=PoolWorker(
                     database, make_scalers(settings, os.environ), _place(settings), announcer.wake
                 ),
-                beats=Beats(database, _policy(settings), timedelta(seconds=settings.lease_seconds)),
+                beats=beats(database, _policy(settings), timedelta(seconds=settings.lease_seconds)),
+                comparisons=comparisons(database),
                 heartbeat_answers=Answers(), http=http, secrets=secrets, stopping=asyncio.Event(), _group=group,
             )  # fmt: skip
             try:
@@ -171,6 +173,7 @@ async def open_context(settings: Settings, s3: S3Settings) -> AsyncGenerator[Con
                 context.loop("gateway", context.gateway.write_groups)
                 context.loop("gateway announcer", context.gateway.announce_groups)
                 context.loop("heartbeats", context.beats.run)
+                context.loop("comparisons of heartbeats", context.comparisons.run)
                 context.loop("announcer", context.announcer.run)
                 context.loop("node pools", context.pools.run)
                 context.loop("key use", lambda: _note_use(context))

@@ -69,7 +69,7 @@ async def fill(database: Database, jobs: int, slots: int, nodes: int, redis_url:
                 id=uuid7(), node_id=node_id, version_id=version.id
             )
             await store.assignments.observe(
-                node_id, Observation(made.id, AssignmentState.READY, None, slots // nodes)
+                [(node_id, Observation(made.id, AssignmentState.READY, None, slots // nodes))]
             )
         rows = await store.connection.execute(
             _JOBS,

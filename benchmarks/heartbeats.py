@@ -22,6 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
+from uuid import UUID
 
 import httpx
 import uvloop
@@ -180,7 +181,7 @@ async def join(made: dict[str, Any], token: str, count: int) -> list[Node]:
                         id=uuid7(), node_id=joined["node_id"], version_id=version.id
                     )
                     seen = Observation(asked.id, AssignmentState.READY, None, 1)
-                    await store.assignments.observe(joined["node_id"], seen)
+                    await store.assignments.observe([(UUID(joined["node_id"]), seen)])
             return Node(made["api"], joined["node_id"], boot, joined["credential"], str(asked.id))
 
         nodes = await asyncio.gather(*(one() for _ in range(count)))

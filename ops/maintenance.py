@@ -1,16 +1,21 @@
 """The jobs that keep the house: retention, and rebuilding what has grown old."""
 
 import shutil
+from collections.abc import Awaitable, Callable
+from typing import Final
 from uuid import UUID
 
 from dagster import OpExecutionContext, job, op
 
 from ops.rebuilds import request_rebuild, stale_versions
-from resources import BuildingResource, StoreResource
+from resources import BuildingResource, RetentionResource, StoreResource
 from vyvo_dagster.domain.build import BUILD
 from vyvo_dagster.errors import VersionExists
+from vyvo_dagster.store.database import Store
 
 __all__ = ["rebuild_stale", "retention"]
+
+_AT_ONCE: Final = 5000
 
 
 @op(description="Forget answers kept under an Idempotency-Key for more than 24 hours.")
@@ -40,10 +45,28 @@ def remove_build_scratch(
     context.log.info("%d scratch folders removed", removed)
 
 
-@job(description="Daily: forget old idempotency keys, remove scratch of ended builds.")
+@op(description="Delete ended webhook deliveries, unreadable entries and node events that are old.")
+def purge_records(
+    context: OpExecutionContext, store: StoreResource, retention: RetentionResource
+) -> None:
+    """Some thousand rows a transaction, so that none holds its locks for long."""
+    purges: dict[str, Callable[[Store], Awaitable[int]]] = {
+        "webhook deliveries": lambda db: db.webhooks.purge(retention.webhooks, _AT_ONCE),
+        "unreadable entries": lambda db: db.dead_letters.purge(retention.dead_entries, _AT_ONCE),
+        "events of nodes": lambda db: db.nodes.purge_events(retention.node_events, _AT_ONCE),
+    }
+    for what, purge in purges.items():
+        purged = 0
+        while found := store.call(purge):
+            purged += found
+        context.log.info("%d %s deleted", purged, what)
+
+
+@job(description="Daily: forget old idempotency keys and records, remove scratch of ended builds.")
 def retention() -> None:
-    """Independent of one another: one that fails does not hold the other up."""
+    """Independent of one another: one that fails does not hold the others up."""
     purge_idempotency_keys()
+    purge_records()
     remove_build_scratch()
 
 

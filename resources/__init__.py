@@ -4,6 +4,7 @@ from resources.building import BuildingResource
 from resources.docker_hosts import DockerHostsResource
 from resources.json_values import JsonValues
 from resources.objects import ObjectsResource
+from resources.retention import RetentionResource
 from resources.store import StoreResource
 from resources.streams import StreamsResource
 
@@ -12,6 +13,7 @@ __all__ = [
     "DockerHostsResource",
     "JsonValues",
     "ObjectsResource",
+    "RetentionResource",
     "StoreResource",
     "StreamsResource",
 ]

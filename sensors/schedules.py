@@ -43,7 +43,7 @@ daily_retention = ScheduleDefinition(
     cron_schedule="30 3 * * *",
     execution_timezone="UTC",
     default_status=DefaultScheduleStatus.RUNNING,
-    description="Forget old idempotency keys, remove scratch of ended builds.",
+    description="Forget old idempotency keys and records, remove scratch of ended builds.",
 )
 
 

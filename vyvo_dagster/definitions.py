@@ -14,6 +14,7 @@ from resources import (
     DockerHostsResource,
     JsonValues,
     ObjectsResource,
+    RetentionResource,
     StoreResource,
     StreamsResource,
 )
@@ -52,6 +53,7 @@ defs = Definitions(
     resources={
         "store": _store,
         "docker_hosts": DockerHostsResource.of(_store, _hosts),
+        "retention": RetentionResource.of(_settings),
         "streams": StreamsResource(url=EnvVar("VYVO_REDIS_URL")),
         "objects": _objects,
         "json_values": JsonValues(objects=_objects),

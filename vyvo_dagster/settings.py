@@ -6,11 +6,20 @@ instance in one process never depends on ambient state. `.env.example` explains 
 
 from pathlib import Path
 from typing import Literal
+from uuid import UUID
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-__all__ = ["AgentSettings", "EngineChoice", "HostsSettings", "LogFormat", "S3Settings", "Settings"]
+__all__ = [
+    "AgentSettings",
+    "EngineChoice",
+    "HostsSettings",
+    "LogFormat",
+    "RunnerSettings",
+    "S3Settings",
+    "Settings",
+]
 
 EngineChoice = Literal["auto", "docker", "process"]
 LogFormat = Literal["text", "json"]
@@ -127,6 +136,15 @@ class Settings(BaseSettings):
         default=30 * 86400, ge=60,
         description="Life of a node's own credential; its agent has it replaced after half of that.",
     )  # fmt: skip
+    keep_webhook_days: float = Field(
+        default=30, gt=0, description="Days that webhook deliveries are kept after they ended."
+    )
+    keep_dead_entry_days: float = Field(
+        default=30, gt=0, description="Days that unreadable stream entries are kept."
+    )
+    keep_node_event_days: float = Field(
+        default=90, gt=0, description="Days that the history of nodes is kept."
+    )
     secret_registries: dict[str, SecretStr] = Field(
         default_factory=dict,
         description="Registry host to user:password, as a JSON object; for pulls and builds.",
@@ -312,6 +330,17 @@ class AgentSettings(BaseSettings):
     docker_host: str | None = Field(
         default=None, description="Docker engine URL; unset uses Docker's default."
     )
+    runners: Literal["agent", "systemd"] = Field(
+        default="agent",
+        description="Who looks after runners: this agent, or units vyvo-runner@<model>.service.",
+    )
+    systemd_user: bool = Field(
+        default=False, description="Ask this user's own systemd (systemctl --user) for units."
+    )
+    keep_runners: bool = Field(
+        default=False,
+        description="Leave containers running when the agent stops; its next start adopts them.",
+    )
     labels: dict[str, str] = Field(default_factory=dict, description="Labels, as a JSON object.")
     slots: int = Field(
         default=1, ge=1, le=4096, description="Concurrent predictions per loaded version."
@@ -334,4 +363,35 @@ class AgentSettings(BaseSettings):
     allow_noop: bool = Field(
         default=False,
         description="Take noop:// versions, which answer their input: for load tests only.",
+    )
+
+    @property
+    def keeps_runners(self) -> bool:
+        """Whether runners that can outlive the agent do; those of systemd always do."""
+        return self.keep_runners or self.runners == "systemd"
+
+
+class RunnerSettings(BaseSettings):
+    """One runner under systemd, as its agent wrote it down. Prefix `VYVO_RUNNER_`."""
+
+    model_config = SettingsConfigDict(env_prefix="VYVO_RUNNER_", extra="ignore")
+
+    node_id: UUID = Field(description="The node.")
+    assignment_id: UUID = Field(description="The assignment.")
+    image: str = Field(description="Image reference, or venv://sha256:<hex>.")
+    port: int = Field(ge=1, le=65535, description="Loopback port that it must listen on.")
+    names: str = Field(description="Names of the variables that it gets, between spaces.")
+    weights: str | None = Field(default=None, description="Where its weights are on this host.")
+    gpu_uuid: str | None = Field(default=None, description="The GPU that it may use.")
+    memory_bytes: int = Field(default=0, ge=0, description="Its limit of memory; 0 for none.")
+    loopback_uploads: bool = Field(
+        default=False, description="The object store is on this host's loopback."
+    )
+    venv_dir: Path = Field(description="Where environments of the venv build backend are.")
+    state_dir: Path = Field(description="Logs and home folders of runners.")
+    docker_host: str | None = Field(
+        default=None, description="Docker engine URL; unset uses Docker's default."
+    )
+    stop_seconds: float = Field(
+        default=10.0, ge=0, description="What a prediction has to end after SIGTERM."
     )

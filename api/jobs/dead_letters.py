@@ -12,6 +12,7 @@ from api.context import Context
 from api.fields import Body, Listing
 from api.idempotency import Once, once
 from api.jobs import service
+from api.jobs.gateway import over_quota
 from api.jobs.schemas import JobAccepted
 from vyvo_dagster.dispatch.requeue import announce
 from vyvo_dagster.domain.job import DEFAULT_TTL, JobState, Priority
@@ -75,6 +76,7 @@ async def requeue(
 
     Raises:
         NotFound: no such job.
+        QuotaExceeded: as many jobs of this key wait as may wait.
         IllegalTransition: it has not ended, or has succeeded.
         Conflict: its version does not take jobs any more.
     """
@@ -106,12 +108,18 @@ async def _requeued(
     if version is None or version.state not in (VersionState.READY, VersionState.ACTIVE):
         state = "gone" if version is None else version.state
         raise Conflict(f"{job.model_id}@{job.version} is {state}; only a ready version takes jobs")
+    limits = principal.limits
+    if limits.max_queued is not None:
+        waiting = await store.jobs.waiting_of_key(principal.key_id)
+        if waiting >= limits.max_queued:
+            raise over_quota(limits.max_queued)
     wait = DEFAULT_TTL[body.priority or job.priority]
     if body.ttl_seconds is not None:
         wait = timedelta(seconds=body.ttl_seconds)
     again = await store.dead_letters.requeue(
-        job_id, attempts=context.settings.max_attempts, wait=wait, priority=body.priority
-    )
+        job_id, attempts=context.settings.max_attempts, wait=wait, priority=body.priority,
+        key_id=None if limits.max_queued is None else principal.key_id,
+    )  # fmt: skip
     if again is None:
         why = "has succeeded" if job.state is JobState.SUCCEEDED else f"is {job.state}"
         raise IllegalTransition(

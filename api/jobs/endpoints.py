@@ -135,11 +135,13 @@ async def browse_dead_letters(
 
 @router.post("/{job_id}/requeue", status_code=202, summary="Queue a job again")
 async def requeue(
-    job_id: UUID, principal: JobsWrite, context: Ctx, request: OnceDep, body: Requeue | None = None
-) -> JobAccepted:
+    job_id: UUID, principal: JobsWrite, context: Ctx, request: OnceDep, response: Response,
+    body: Requeue | None = None,
+) -> JobAccepted:  # fmt: skip
     """One that has failed, expired or been canceled, under its own id with fresh attempts; what it left
-    is replaced. 409 for any other.
+    is replaced. 409 for any other. The key's limits hold as they do for a new job.
     """
+    response.headers.update(await context.rates.take(principal, 1))
     return await dead_letters.requeue(
         context, principal, job_id, body or Requeue.model_validate({}), request
     )

@@ -34,7 +34,7 @@ from vyvo_dagster.store.submissions import (
 from vyvo_dagster.streams.client import AsyncRedis
 from vyvo_dagster.streams.submissions import Announced, announce
 
-__all__ = ["Gateway", "Prepared", "Written"]
+__all__ = ["Gateway", "Prepared", "Written", "over_quota"]
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ class Gateway:
         answers = self._answers(jobs, counted, depths)
         submitted = await store.submissions.submit(rows)
         if submitted.over_quota:
-            raise _over(rows[0])
+            raise over_quota(rows[0].max_queued)
         written = _written(jobs, answers, submitted)
         return written if len(written) == len(jobs) else None
 
@@ -215,7 +215,7 @@ class Gateway:
         for waiter in group:
             job = waiter.prepared.job
             if str(job.id) in submitted.over_quota:
-                waiter.fail(_over(job))
+                waiter.fail(over_quota(job.max_queued))
             elif not waiter.answer.done():
                 waiter.answer.set_result(made.get(job.id))
 
@@ -304,7 +304,8 @@ def _claim(job: NewJob, once: Once, answer: JobAccepted) -> Claim:
     return Claim(job.id, job.tenant, once.key, once.route, once.fingerprint, text)
 
 
-def _over(job: NewJob) -> QuotaExceeded:
+def over_quota(max_queued: int | None) -> QuotaExceeded:
+    """The error of one who has as many jobs waiting as may wait."""
     return QuotaExceeded(
-        f"{job.max_queued} jobs of this key may wait, and no more; try again when some have begun"
+        f"{max_queued} jobs of this key may wait, and no more; try again when some have begun"
     )

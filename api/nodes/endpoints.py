@@ -7,7 +7,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query, Response
 
-from api.auth import IsNode, NodesRead, NodesWrite, own_node
+from api.auth import IsBeatingNode, IsNode, NodesRead, NodesWrite, own_node
 from api.context import Ctx
 from api.fields import Cursor, Limit, Listing, listing
 from api.idempotency import OnceDep, once
@@ -51,9 +51,12 @@ async def register(body: Register, holder: join.Joiner, context: Ctx) -> Registe
     "/{node_id}/heartbeat", summary="Report a node and learn what it should run",
     response_model=HeartbeatAnswer,
 )  # fmt: skip
-async def heartbeat(node_id: UUID, body: Heartbeat, principal: IsNode, context: Ctx) -> Response:
+async def heartbeat(
+    node_id: UUID, body: Heartbeat, principal: IsBeatingNode, context: Ctx
+) -> Response:
     """By the node's own credential. 409 `stale_boot` asks the agent to join again."""
-    answer = await heartbeats.heartbeat(context, own_node(principal, node_id), body)
+    own_node(principal, node_id)
+    answer = await heartbeats.heartbeat(context, node_id, principal.key_id, body)
     return Response(answer, media_type="application/json")
 
 

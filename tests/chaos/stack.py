@@ -132,13 +132,15 @@ async def stack(
     *,
     behind_proxies: Collection[str] = (),
     cut_off: Collection[str] = (),
+    groups: Mapping[str, int] | None = None,
     seed: int = 0,
     clocks: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Stack]:
     """PostgreSQL, Redis, an api, two orchestrators and two agents with a version that sleeps.
 
     Those of postgres, redis and api that are named are reached through a proxy, by everyone. Nodes in
-    `cut_off` reach the api through a proxy of their own. `clocks` are settings other than the usual.
+    `cut_off` reach the api through a proxy of their own; those in `groups` run as a group of their own
+    (by its number), so that their packets can be told. `clocks` are settings other than the usual.
     """
     ports = Ports(folder / "ports.json")
     key = mint(TokenKind.KEY).text
@@ -181,7 +183,7 @@ async def stack(
             "VYVO_AGENT_SLOTS": str(SLOTS),
             "VYVO_AGENT_ALLOW_NOOP": "1",
         }
-        parts.append(_service(name, "agent", own, None, folder))
+        parts.append(_service(name, "agent", own, None, folder, (groups or {}).get(name)))
     made = Stack(folder, url, key, database.url, redis.url, {p.name: p for p in parts})
     made.proxies = {
         name: LossyProxy(seen[name], real[name], random.Random(f"{seed} {name}"))
@@ -212,7 +214,12 @@ def _moved(url: str, port: int, to: int) -> str:
 
 
 def _service(
-    name: str, command: str, env: dict[str, str | None], probe: str | None, folder: Path
+    name: str,
+    command: str,
+    env: dict[str, str | None],
+    probe: str | None,
+    folder: Path,
+    group: int | None = None,
 ) -> Part:
     async def ready(_: Child) -> None:
         if probe is None:
@@ -226,6 +233,8 @@ def _service(
             raise Unavailable(f"{probe} answers {answer.status_code}")
 
     argv = (sys.executable, "-m", "vyvo_dagster.cli", command)
+    if group is not None:
+        argv = ("setpriv", f"--regid={group}", "--clear-groups", *argv)
     return Part(name=name, argv=argv, url=probe or "", ready=ready, env=env, cwd=folder)
 
 

@@ -1,6 +1,5 @@
 """The life of nodes on real processes: lost and back, cut off for a while, drained."""
 
-import asyncio
 import contextlib
 import hashlib
 import json
@@ -162,48 +161,6 @@ async def test_a_node_that_stood_still_is_fenced_and_stops_what_it_should_not_ru
             made.rows("select completed_at, attempt from jobs where id::text = %s", job_id) == ended
         )
         assert len(attempts(made, job_id)) == 2
-
-
-# The ratios of the defaults, at a fifth.
-_SLOW = {
-    "VYVO_HEARTBEAT_SECONDS": "2",
-    "VYVO_SUSPECT_SECONDS": "6",
-    "VYVO_LOST_SECONDS": "12",
-    "VYVO_LEASE_SECONDS": "12",
-}
-_CUT_SECONDS = 9.0
-
-
-async def test_a_node_that_is_cut_off_for_a_while_keeps_its_work(
-    tmp_path: Path, s3_settings: S3Settings
-) -> None:
-    """45 s of the default clocks: suspect, not lost, nothing moves, and it recovers."""
-    clocks = {**_SLOW, "VYVO_MAX_ATTEMPTS": "3"}
-    async with (
-        stack(tmp_path, s3_settings, cut_off=[A], clocks=clocks) as made,
-        made.client() as client,
-    ):
-        await register(client, MODELS[0], "noop://life")
-        await assign(client, A, MODELS[0])
-        await made.until(lambda: on(made, A).get(MODELS[0]) == "ready", "it is loaded", 20)
-        job_id = await submit(client, MODELS[0], 1.5 * _CUT_SECONDS)
-        await made.until(lambda: job(made, job_id) == ("running", A), "the job runs", 10)
-        made.proxies[A].cut()
-        await asyncio.sleep(_CUT_SECONDS)
-        assert state(made, A) == "suspect"
-        elsewhere = [await submit(client, MODEL, 0) for _ in range(4)]
-        for other in elsewhere:
-            await made.until(
-                lambda other=other: job(made, other) == ("succeeded", B), "the other node", 5
-            )
-        made.proxies[A].mend()
-        await made.until(lambda: state(made, A) == "ready", "the node is heard again", 10)
-        await made.until(lambda: job(made, job_id)[0] == "succeeded", "its job has ended", 30)
-        assert attempts(made, job_id) == [(A, "succeeded", None)]
-        told = await kinds(client, A)
-        assert told[-2:] == ["suspect", "ready"]
-        assert not {"lost", "assignment_moved"} & set(told)
-        assert MODELS[0] not in on(made, B)
 
 
 async def drained(

@@ -29,11 +29,8 @@ from vyvo_dagster.agent.orders import Orders
 from vyvo_dagster.agent.reconcile import NodePreparation, Reconciler
 from vyvo_dagster.agent.reports import Reports
 from vyvo_dagster.agent.rotation import rotate
-from vyvo_dagster.agent.runners.base import Launcher
-from vyvo_dagster.agent.runners.container import ContainerLauncher
 from vyvo_dagster.agent.runners.engine import Engine, connect
-from vyvo_dagster.agent.runners.noop import NoopLauncher
-from vyvo_dagster.agent.runners.process import ProcessLauncher
+from vyvo_dagster.agent.runners.launchers import make_launchers
 from vyvo_dagster.agent.serving import ServingLimits
 from vyvo_dagster.agent.uploads import Uploader
 from vyvo_dagster.agent.weights import WeightsCache
@@ -220,15 +217,10 @@ class Agent:
             return self._reconciler
         if self._reconciler is not None:
             await self._reconciler.close(_CLOSE_SECONDS)
-        settings = self._settings
-        venvs = (settings.venv_dir or self._data_dir / "venvs").absolute()
-        launchers: list[Launcher] = [
-            ProcessLauncher(venvs, self._data_dir / "runners"),
-            NoopLauncher(allowed=settings.allow_noop),
-        ]
-        if host.engine is not None:
-            launchers.append(ContainerLauncher(host.engine, session.node_id))
-        env_files = EnvDirectory(settings.env_dir.absolute(), session.node_id)
+        env_files = EnvDirectory(self._settings.env_dir.absolute(), session.node_id)
+        launchers = make_launchers(
+            self._settings, self._data_dir, session.node_id, host.engine, env_files
+        )
         self._node_id = session.node_id
         self._reconciler = Reconciler(launchers, env_files, self._limits, host.group, self._due)
         return self._reconciler
@@ -240,7 +232,7 @@ class Agent:
         if self._attempts is not None:
             await self._attempts.hand_back(_HAND_BACK_SECONDS)
         if self._reconciler is not None:
-            await self._reconciler.close(_CLOSE_SECONDS)
+            await self._reconciler.close(_CLOSE_SECONDS, leave=self._settings.keeps_runners)
         _log.info("stopped")
 
 

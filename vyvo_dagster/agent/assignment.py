@@ -101,6 +101,7 @@ class Assignment:
         self._replaced = False
         self._drains = True
         self.removing = False
+        self._left = False
         self._retry = asyncio.Event()
 
     @property
@@ -121,6 +122,11 @@ class Assignment:
         """Ask for its end: `run` drains, stops the runner, deletes the file, and returns."""
         self._drains, self.removing = drain, True
         self._turn.set()
+
+    def leave(self) -> None:
+        """Ask for its end as `remove` does, but keep its environment file: its runner goes on."""
+        self._left = True
+        self.remove(drain=False)
 
     def replace(self, desired: DesiredAssignment, preparation: Preparation) -> None:
         """Go on with what is asked for now: drain, stop the runner, and load anew."""
@@ -166,7 +172,8 @@ class Assignment:
             finally:
                 work.cancel()
                 await asyncio.wait({work})
-                await self._forget()
+                if not self._left:
+                    await self._forget()
         self._set(AssignmentState.REMOVED)
 
     async def _forget(self) -> None:

@@ -39,13 +39,16 @@ from vyvo_dagster.protocol.node import (
 if TYPE_CHECKING:
     from vyvo_dagster.agent.rpc import RpcReports
 
-__all__ = ["ControlPlane", "problem_error"]
+__all__ = ["ControlPlane", "Unreachable", "problem_error"]
 
 M = TypeVar("M", bound=BaseModel)
 
 _TIMEOUT: Final = httpx.Timeout(15.0, connect=5.0)
+# Short, so that a node that was cut off is heard again within seconds: see `Heartbeats`.
+_BEAT_TIMEOUT: Final = httpx.Timeout(10.0, connect=2.5)
 # A proxy or a server that is starting answers these; the request itself may be good.
 _TRANSIENT: Final = frozenset({408, 425, 429, 502, 503, 504})
+_FROM_A_PROXY: Final = frozenset({502, 504})
 _ERRORS: Final[Mapping[int, type[VyvoError]]] = {
     400: InvalidInput,
     401: Unauthenticated,
@@ -63,6 +66,10 @@ _BY_CODE: Final[Mapping[str, type[VyvoError]]] = {
 }
 
 
+class Unreachable(Unavailable):
+    """Nothing of the api's own came back."""
+
+
 class ControlPlane:
     """One api, as one node.
 
@@ -73,7 +80,7 @@ class ControlPlane:
 
     `credential` is the node's own, set by whoever joined; requests other than `register` carry it.
 
-    Methods raise Unavailable when the api does not answer or is starting, Unauthenticated,
+    Methods raise Unreachable when the api does not answer, Unavailable when it is starting, Unauthenticated,
     Forbidden, NotFound, Conflict (StaleAttempt where the problem's code says so), InvalidInput as
     the api answers, and VyvoError when it failed inside.
     """
@@ -95,6 +102,12 @@ class ControlPlane:
             timeout=_TIMEOUT,
             limits=httpx.Limits(max_connections=256, max_keepalive_connections=64),
         )
+        # Apart: one that fails is followed by a new connection, never by another that is dead too.
+        self._beats = httpx.AsyncClient(
+            base_url=self.url,
+            timeout=_BEAT_TIMEOUT,
+            limits=httpx.Limits(max_connections=4, max_keepalive_connections=1),
+        )
 
     async def __aenter__(self) -> Self:
         if self._grpc_url is not None:
@@ -106,6 +119,7 @@ class ControlPlane:
     async def __aexit__(self, *exc: object) -> None:
         if self._rpc is not None:
             await self._rpc.aclose()
+        await self._beats.aclose()
         await self._http.aclose()
 
     async def register(self, body: Register, token: str) -> RegisterAnswer:
@@ -134,7 +148,7 @@ class ControlPlane:
     ) -> HeartbeatAnswer:
         """Report this node; `seconds` shortens the usual one."""
         answer = await self._post(
-            f"/api/nodes/{node_id}/heartbeat", body, self.credential, seconds=seconds
+            f"/api/nodes/{node_id}/heartbeat", body, self.credential, self._beats, seconds
         )
         return _parsed(HeartbeatAnswer, answer)
 
@@ -168,20 +182,25 @@ class ControlPlane:
         await self._post(f"/api/jobs/{job_id}/complete", report, self.credential)
 
     async def _post(
-        self, path: str, body: BaseModel | bytes, token: str | None, *, seconds: float | None = None
+        self,
+        path: str,
+        body: BaseModel | bytes,
+        token: str | None,
+        client: httpx.AsyncClient | None = None,
+        seconds: float | None = None,
     ) -> httpx.Response:
         headers = {"Content-Type": "application/json"}
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"
         try:
-            answer = await self._http.post(
+            answer = await (client or self._http).post(
                 path,
                 content=body if isinstance(body, bytes) else body.model_dump_json(),
                 headers=headers,
-                timeout=_TIMEOUT if seconds is None else seconds,
+                timeout=httpx.USE_CLIENT_DEFAULT if seconds is None else seconds,
             )
         except httpx.HTTPError as error:
-            raise Unavailable(
+            raise Unreachable(
                 f"the api at {self.url} does not answer ({type(error).__name__})"
             ) from error
         if answer.is_success:
@@ -193,7 +212,8 @@ class ControlPlane:
         problem = _members(answer)
         detail = str(problem.get("detail") or problem.get("title") or f"HTTP {status}")[:2000]
         if status in _TRANSIENT or answer.is_redirect:
-            return Unavailable(f"the api at {self.url} answered {status}: {detail}")
+            kind = Unreachable if status in _FROM_A_PROXY else Unavailable
+            return kind(f"the api at {self.url} answered {status}: {detail}")
         return problem_error(status, str(problem.get("code")), detail)
 
 

@@ -5,10 +5,12 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
 from typing import Final
 
 import uvloop
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from vyvo_dagster import collector
 from vyvo_dagster.agent.agent import Agent
@@ -21,14 +23,15 @@ __all__ = ["run"]
 _USAGE: Final = 2
 
 
-def run() -> None:
+def run(config: Path | None = None) -> None:
     """Run the agent of this host until SIGTERM or SIGINT; a second signal ends it at once.
 
-    Settings come from the environment (`AgentSettings`). Exits with 0 after an orderly end, with 2
+    Settings come from the environment (`AgentSettings`), and where it says nothing from `config`, a
+    file of the same variables. Exits with 0 after an orderly end, with 2
     when the settings cannot work, with 1 when something that it needs is missing.
     """
     try:
-        settings = AgentSettings()  # pyright: ignore[reportCallIssue]
+        settings = AgentSettings(_env_file=config)  # pyright: ignore[reportCallIssue]
         logs.configure(settings.log_format, secrets=logs.secrets_of(settings), one_line=True)
         tracing.start("agent")
         try:
@@ -39,6 +42,10 @@ def run() -> None:
         first = error.errors(include_url=False, include_input=False)[0]
         name = "_".join(str(part) for part in first["loc"]).upper()
         sys.stderr.write(f"vyvo agent: VYVO_AGENT_{name}: {first['msg']}\n")
+        code = _USAGE
+    except (SettingsError, UnicodeDecodeError) as error:
+        # A value that should be JSON and is not, or a file that is no text.
+        sys.stderr.write(f"vyvo agent: {' '.join(str(error).split())}\n")
         code = _USAGE
     sys.stderr.flush()
     if threading.active_count() > 1:

@@ -214,11 +214,20 @@ class Reconciler:
             return None
         return self._assignments[assignment_id]
 
-    async def close(self, seconds: float) -> None:
-        """Stop every runner, all at once, within `seconds`."""
+    async def close(self, seconds: float, *, leave: bool = False) -> None:
+        """Stop every runner, all at once, within `seconds`.
+
+        With `leave`, runners that can outlive the agent are left for its next start to adopt.
+        """
         self._closing = True
+        if leave:
+            for launcher in self._launchers:
+                launcher.leave()
         for assignment in self._assignments.values():
-            assignment.remove(drain=False)
+            if leave:
+                assignment.leave()
+            else:
+                assignment.remove(drain=False)
         if self._tasks:
             _, late = await asyncio.wait(self._tasks.values(), timeout=seconds)
             for task in late:

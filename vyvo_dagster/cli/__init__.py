@@ -36,6 +36,7 @@ _COMMANDS: Mapping[str, tuple[str, str, str]] = {
         "Tell Dagster of workflow runs, for its UI.",
     ),
     "agent": ("services", "agent", "Run the node agent of this host."),
+    "runner": ("services", "runner", "Run one runner, as vyvo-runner@.service asks."),
     "migrate": ("migrate", "migrate", "Bring the database schema and the buckets up to date."),
 }
 

@@ -44,6 +44,8 @@ class Board:
         self._changed = changed
         self._nodes: dict[UUID, Node] = {}
         self._by_version: dict[UUID, list[Assignment]] = {}
+        self.notices = 0
+        """How often something about versions, nodes or assignments was told of."""
         self.versions: dict[tuple[str, str], UUID] = {}
         """(model id, version) → id of each version that some node has ready."""
         self.weighing = Weighing({})
@@ -54,6 +56,7 @@ class Board:
         while True:
             try:
                 async for _ in listen(self._dsn, REGISTRY_CHANNEL):
+                    self.notices += 1
                     await self.refresh()
             except (psycopg.OperationalError, Unavailable) as error:
                 log.warning("change notifications stopped: %s", str(error).splitlines()[0])

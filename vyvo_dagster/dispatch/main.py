@@ -77,7 +77,7 @@ async def orchestrate(settings: Settings, stop: asyncio.Event) -> None:
                     **Loading(
                         database, redis, timedelta(seconds=settings.on_demand_idle_seconds)
                     ).loops(),
-                    **Mover(database, redis).loops(),
+                    **Mover(database, redis, lambda: board.notices).loops(),
                 }.items()
             ]
             if settings.orchestrator_port:

@@ -1,8 +1,9 @@
 """Moves what is loaded on nodes that are lost or drained, and ends drains."""
 
 import logging
+import time
 from collections import defaultdict
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final
 from uuid import UUID
 
@@ -27,6 +28,7 @@ __all__ = ["Mover"]
 log = logging.getLogger(__name__)
 
 _NAMED: Final = 100
+_LONGEST_PAUSE: Final = 15.0
 _DEADLINE: Final = Gone(
     str(AttemptStatus.HANDED_BACK),
     "drain_deadline",
@@ -38,12 +40,20 @@ class Mover:
     """One orchestrator at a time decides; a turn is one transaction, so nothing moves twice.
 
     A lost node is fenced by its state: it is held locked, and serves nothing before it joins again
-    and is told what it should run then. What fits nowhere stays, and is looked at in each turn.
+    and is told what it should run then. What fits nowhere stays. It is looked at when nodes or
+    assignments change; else ever more seldom, as memory that becomes free is told by no notice.
+
+    Args:
+        notices: how often the registry was said to have changed; another number means that it has.
     """
 
-    def __init__(self, database: Database, redis: AsyncRedis) -> None:
+    def __init__(self, database: Database, redis: AsyncRedis, notices: Callable[[], int]) -> None:
         self._database = database
         self._redis = redis
+        self._notices = notices
+        self._noticed = -1
+        self._pause = 0.0
+        self._paused_until = 0.0
 
     def loops(self) -> dict[str, Coroutine[Any, Any, None]]:
         """The duty as a loop that runs until canceled, by its name."""
@@ -51,6 +61,11 @@ class Mover:
 
     async def move_assignments(self) -> None:
         """Give a place elsewhere to what must leave; unload what has left; end drains."""
+        noticed, now = self._notices(), time.monotonic()
+        if noticed == self._noticed and now < self._paused_until:
+            return
+        if noticed != self._noticed:
+            self._noticed, self._pause = noticed, 0.0
         ended: list[Job] = []
         async with self._database.transaction() as store:
             if not await store.demand.begin():
@@ -73,6 +88,10 @@ class Mover:
                     await turn.unload(each, by_node[each.id], moved)
             await _end_drains(store, leaving)
         count_ends(ended)
+        # A drain goes on as jobs end, of which no notice tells.
+        stuck = not moved and all(each.lost for each in leaving)
+        self._pause = min(max(2 * self._pause, 1.0), _LONGEST_PAUSE) if stuck else 0.0
+        self._paused_until = now + self._pause
         await publish_job_changes(self._redis, ended)
 
 

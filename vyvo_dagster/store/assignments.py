@@ -1,5 +1,6 @@
 """Assignments: which version should be loaded on which node, and what its agent sees of it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -11,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from vyvo_dagster.domain.node import ASSIGNMENT, AssignmentState, NodeState
 from vyvo_dagster.store.node_tables import assignments, nodes
 from vyvo_dagster.store.notify import REGISTRY_CHANNEL, notify
-from vyvo_dagster.store.records import Assignment, ModelVersion
+from vyvo_dagster.store.records import Assignment
 from vyvo_dagster.store.rows import record
 from vyvo_dagster.store.tables import model_versions
 
@@ -19,6 +20,9 @@ __all__ = ["AssignmentRepository", "Observation"]
 
 _A = assignments.c
 _IN_FORCE = _A.state != AssignmentState.REMOVED
+_ARROWS = ", ".join(
+    f"('{before}', '{after}')" for before, afters in ASSIGNMENT.arrows.items() for after in afters
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,24 @@ class Observation:
     state: AssignmentState
     detail: str | None
     slots: int
+
+
+# Locked in the order of ids, so that those of several api processes cannot wait in a circle.
+_OBSERVE = sa.text(f"""
+with given as (
+  select * from unnest(cast(:ids as uuid[]), cast(:nodes as uuid[]), cast(:states as text[]),
+    cast(:details as text[]), cast(:slots as int[])) as g (id, node_id, state, detail, slots)
+), held as (
+  select a.id, a.state as before, g.state, g.detail, g.slots
+  from assignments a join given g on g.id = a.id and g.node_id = a.node_id
+  order by a.id for update of a
+)
+update assignments a set state = h.state, detail = h.detail, slots = h.slots, updated_at = now(),
+  ready_at = case when h.state = '{AssignmentState.READY}' then now() else a.ready_at end
+from held h
+where a.id = h.id and (h.before, h.state) in ({_ARROWS})
+returning a.id, h.before
+""")  # noqa: S608 - members of an enum
 
 
 def _select() -> sa.Select[Any]:
@@ -124,55 +146,28 @@ class AssignmentRepository:
         query = _select().where(_A.node_id.in_(node_ids), _IN_FORCE).order_by(_A.id)
         return [record(Assignment, r) for r in (await self._connection.execute(query)).mappings()]
 
-    async def loaded_with(self, node_id: UUID) -> list[tuple[Assignment, ModelVersion]]:
-        """A node's assignments in force, each with its version: what a heartbeat's answer is made of."""
-        of_version = [column.label(f"of_version_{column.name}") for column in model_versions.c]
-        query = (
-            _select()
-            .add_columns(*of_version)
-            .where(_A.node_id == node_id, _IN_FORCE)
-            .order_by(_A.id)
-        )
-        return [
-            (
-                record(Assignment, row),
-                record(
-                    ModelVersion, {c.name: row[f"of_version_{c.name}"] for c in model_versions.c}
-                ),
-            )
-            for row in (await self._connection.execute(query)).mappings()
-        ]
-
-    async def observe(self, node_id: UUID, seen: Observation) -> AssignmentState | None:
-        """Record what the agent sees; returns the state before it, None where nothing changed.
+    async def observe(
+        self, seen: Sequence[tuple[UUID, Observation]]
+    ) -> dict[UUID, AssignmentState]:
+        """Record what agents see, each with its node; of those that changed, the state before.
 
         An arrow that the state machine lacks is passed over: a report that crossed with a
         removal must not bring the assignment back.
         """
-        before = (
-            sa.select(_A.id, _A.state)
-            .where(_A.id == seen.id, _A.node_id == node_id)
-            .with_for_update()
-            .cte("before")
+        rows = await self._connection.execute(
+            _OBSERVE,
+            {
+                "ids": [observed.id for _, observed in seen],
+                "nodes": [node_id for node_id, _ in seen],
+                "states": [str(observed.state) for _, observed in seen],
+                "details": [observed.detail for _, observed in seen],
+                "slots": [observed.slots for _, observed in seen],
+            },
         )
-        changed = (
-            await self._connection.execute(
-                sa.update(assignments)
-                .where(_A.id == before.c.id, _A.state.in_(ASSIGNMENT.before(seen.state)))
-                .values(
-                    state=seen.state,
-                    detail=seen.detail,
-                    slots=seen.slots,
-                    updated_at=sa.func.now(),
-                    ready_at=sa.func.now() if seen.state is AssignmentState.READY else _A.ready_at,
-                )
-                .returning(before.c.state)
-            )
-        ).scalar()
-        if changed is None:
-            return None
-        await notify(self._connection, REGISTRY_CHANNEL, str(node_id))
-        return AssignmentState(changed)
+        changed = {row.id: AssignmentState(row.before) for row in rows}
+        if changed:
+            await notify(self._connection, REGISTRY_CHANNEL, str(seen[0][0]))
+        return changed
 
     async def restart(self, node_id: UUID) -> None:
         """A node joined with a new boot: nothing that it had loaded counts any more."""

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from uuid_utils.compat import uuid7
 
 from vyvo_dagster.domain.node import AssignmentState, HeartbeatPolicy, NodeEventKind, NodeState
+from vyvo_dagster.errors import Unauthenticated
 from vyvo_dagster.store.jobs import IN_FLIGHT
 from vyvo_dagster.store.node_tables import node_events
 from vyvo_dagster.store.notify import REGISTRY_CHANNEL, notify
@@ -28,6 +29,8 @@ class Beat:
 
     node_id: UUID
     boot_id: UUID
+    key_id: UUID
+    """The credential that it came with."""
     metrics: str
     clock_skew_seconds: float
     running: Sequence[tuple[UUID, int]] = ()
@@ -58,8 +61,11 @@ select n.id, n.boot_id, n.state, n.suspicions,
     from assignments a join model_versions v on v.id = a.version_id
     where a.node_id = n.id and a.state <> '{AssignmentState.REMOVED}')
   || coalesce((select c.updated_at::text from node_capabilities c where c.node_id = n.id), '')
-    as fingerprint
-from nodes n where n.id = any(cast(:ids as uuid[])) order by n.id for update of n
+    as fingerprint,
+  exists (select from api_keys k where k.id = g.key_id and k.node_id = n.id
+    and k.revoked_at is null and coalesce(k.expires_at > now(), true)) as proven
+from nodes n join unnest(cast(:ids as uuid[]), cast(:keys as uuid[])) as g (id, key_id) on g.id = n.id
+order by n.id for update of n
 """)  # noqa: S608 - members of an enum
 
 _BEAT = sa.text("""
@@ -93,19 +99,28 @@ class BeatRepository:
 
     async def take(
         self, beats: Mapping[UUID, Beat], policy: HeartbeatPolicy, lease: timedelta
-    ) -> dict[UUID, Heard]:
+    ) -> dict[UUID, Heard | Exception]:
         """Note heartbeats and renew the leases of what they name; what was met, by node.
 
-        Nodes that do not exist, are lost, or have another boot than the beat's are left out.
+        Nodes that do not exist, are lost, or have another boot than the beat's are left out. A
+        credential that is not good any more is Unauthenticated, and its heartbeat is not noted.
         """
-        found = await self._connection.execute(_LOCKED, {"ids": list(beats)})
+        found = await self._connection.execute(
+            _LOCKED, {"ids": list(beats), "keys": [b.key_id for b in beats.values()]}
+        )
+        locked = found.all()
+        refused: dict[UUID, Heard | Exception] = {
+            row.id: Unauthenticated("the node's credential is expired or revoked")
+            for row in locked
+            if not row.proven
+        }
         rows = [
             row
-            for row in found
-            if beats[row.id].boot_id == row.boot_id and row.state != NodeState.LOST
+            for row in locked
+            if row.proven and beats[row.id].boot_id == row.boot_id and row.state != NodeState.LOST
         ]
         if not rows:
-            return {}
+            return refused
         states: list[NodeState] = []
         anew: list[bool] = []
         for row in rows:
@@ -132,7 +147,7 @@ class BeatRepository:
             ]
         )
         renewed = await self._renew(taken, lease)
-        return {
+        return refused | {
             row.id: Heard(
                 NodeState(row.state),
                 state,

@@ -70,7 +70,13 @@ class DeadLetterRepository:
             )  # fmt: skip
 
     async def requeue(
-        self, job_id: UUID, *, attempts: int, wait: timedelta, priority: Priority | None
+        self,
+        job_id: UUID,
+        *,
+        attempts: int,
+        wait: timedelta,
+        priority: Priority | None,
+        key_id: UUID | None,
     ) -> Job | None:
         """Queue a job again that failed, expired or was canceled; None when it has not.
 
@@ -78,6 +84,7 @@ class DeadLetterRepository:
             attempts: how many charged attempts it has from now on.
             wait: its new life in the queue.
             priority: None keeps it.
+            key_id: the API key whose quota it counts against from now on.
 
         The attempt's number goes on rising, so a late report of the earlier life stays stale. What
         that life left (output, artifacts) makes room for what this one will.
@@ -92,6 +99,7 @@ class DeadLetterRepository:
                         max_attempts=_J.attempt - _J.handed_back + attempts,
                         expires_at=sa.func.now() + wait,
                         requeued_at=sa.func.now(),
+                        key_id=key_id,
                         priority=_J.priority if priority is None else priority,
                         retry_at=None,
                         node_id=None,
@@ -117,3 +125,9 @@ class DeadLetterRepository:
             return None
         await self._connection.execute(sa.delete(artifacts).where(artifacts.c.job_id == job_id))
         return record(Job, row)
+
+    async def purge(self, age: timedelta, limit: int) -> int:
+        """Delete unreadable entries that are older; how many, `limit` at most."""
+        old = sa.select(_E.id).where(_E.created_at < sa.func.now() - age).limit(limit)
+        result = await self._connection.execute(sa.delete(dead_entries).where(_E.id.in_(old)))
+        return result.rowcount

@@ -98,6 +98,11 @@ class JobRepository:
                 own = before
         return Ahead(urgent, own, others)
 
+    async def waiting_of_key(self, key_id: UUID) -> int:
+        """How many jobs wait that count against the quota of an API key."""
+        query = sa.select(sa.func.count()).where(_J.key_id == key_id, _J.state == JobState.QUEUED)
+        return int((await self._connection.execute(query)).scalar_one())
+
     async def mean_seconds(self, model_id: str, sample: int = 20) -> float | None:
         """Mean run time of the model's latest successes, None when it has none."""
         latest = (

@@ -1,6 +1,6 @@
 """The model registry: models and their versions."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 from uuid import UUID
 
@@ -79,6 +79,11 @@ class ModelRepository:
     async def version_by_id(self, id: UUID) -> ModelVersion | None:
         """One version by its id."""
         return await self._one(sa.select(model_versions).where(_V.id == id))
+
+    async def by_ids(self, ids: Iterable[UUID]) -> list[ModelVersion]:
+        """Versions by their ids."""
+        query = sa.select(model_versions).where(_V.id.in_(list(ids)))
+        return [record(ModelVersion, r) for r in (await self._connection.execute(query)).mappings()]
 
     async def versions(self, model_id: str) -> list[ModelVersion]:
         """All versions of a model, newest first."""

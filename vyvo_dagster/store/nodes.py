@@ -1,6 +1,7 @@
 """Nodes, their capabilities and their history."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -16,9 +17,10 @@ from vyvo_dagster.store.notify import REGISTRY_CHANNEL, notify
 from vyvo_dagster.store.records import Node, NodeEvent
 from vyvo_dagster.store.rows import page, record
 
-__all__ = ["NodeRepository", "Quiet"]
+__all__ = ["NewEvent", "NodeRepository", "Quiet"]
 
 _N = nodes.c
+_E = node_events.c
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,16 @@ class Quiet:
     name: str
     state: NodeState
     silence: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class NewEvent:
+    """What is to be added to a node's history."""
+
+    id: UUID
+    node_id: UUID
+    kind: NodeEventKind
+    detail: Mapping[str, Any]
 
 
 def _select() -> sa.Select[Any]:
@@ -86,15 +98,16 @@ class NodeRepository:
         await notify(self._connection, REGISTRY_CHANNEL, str(node_id))
         return node_id, None if old is None or old.boot_id == boot_id else old.boot_id
 
-    async def current(self, id: UUID, boot_id: UUID) -> Node | None:
-        """A node, locked, if `boot_id` is its current start and it was not given up as lost."""
-        row = await self._connection.execute(
+    async def current(self, boots: Mapping[UUID, UUID]) -> dict[UUID, Node]:
+        """Of these nodes, locked, those whose start is the given one and that are not lost."""
+        rows = await self._connection.execute(
             _select()
-            .where(_N.id == id, _N.boot_id == boot_id, _N.state != NodeState.LOST)
+            .where(_N.id.in_(boots), _N.state != NodeState.LOST)
+            .order_by(_N.id)
             .with_for_update(of=nodes)
         )
-        found = row.mappings().first()
-        return None if found is None else record(Node, found)
+        found = [record(Node, r) for r in rows.mappings()]
+        return {node.id: node for node in found if boots[node.id] == node.boot_id}
 
     async def set_capabilities(self, id: UUID, capabilities: Mapping[str, Any]) -> None:
         """Note what a node has from now on."""
@@ -209,8 +222,21 @@ class NodeRepository:
             )
         )
 
+    async def add_events(self, events: Sequence[NewEvent]) -> None:
+        """Add to the histories of several nodes."""
+        if events:
+            await self._connection.execute(
+                sa.insert(node_events), [dataclasses.asdict(event) for event in events]
+            )
+
     async def events(self, node_id: UUID, cursor: UUID | None, limit: int) -> list[NodeEvent]:
         """A node's history, newest first."""
         query = sa.select(node_events).where(node_events.c.node_id == node_id)
         rows = await self._connection.execute(page(query, node_events.c.id, cursor, limit))
         return [record(NodeEvent, r) for r in rows.mappings()]
+
+    async def purge_events(self, age: timedelta, limit: int) -> int:
+        """Delete events that are older; how many, `limit` at most."""
+        old = sa.select(_E.id).where(_E.created_at < sa.func.now() - age).limit(limit)
+        result = await self._connection.execute(sa.delete(node_events).where(_E.id.in_(old)))
+        return result.rowcount

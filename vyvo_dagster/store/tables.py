@@ -321,6 +321,7 @@ webhook_deliveries = sa.Table(
     sa.Index(None, "job_id"),
     sa.Index(
         "webhook_deliveries_due_idx",
+        "tenant",
         "next_try_at",
         postgresql_where=sa.text("state = 'pending'"),
     ),

@@ -7,11 +7,11 @@ whichever statement ends it: none can forget to.
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from vyvo_dagster.domain.webhook import DELIVERY, DeliveryState
@@ -23,6 +23,27 @@ __all__ = ["Claimed", "WebhookRepository"]
 
 _D = webhook_deliveries.c
 _S = webhook_secrets.c
+# Walks from tenant to tenant by the index of due deliveries, so that it reads `most` of each and
+# not all that one has waiting.
+_DUE: Final = f"""
+with recursive tenants as (
+  (select min(tenant) as tenant from webhook_deliveries where state = '{DeliveryState.PENDING}')
+  union all
+  select (select min(d.tenant) from webhook_deliveries d
+    where d.state = '{DeliveryState.PENDING}' and d.tenant > t.tenant)
+  from tenants t where t.tenant is not null
+), turns as (
+  select o.id, o.next_try_at, o.turn from tenants t, lateral (
+    select d.id, d.next_try_at, row_number() over (order by d.next_try_at) as turn
+    from webhook_deliveries d
+    where d.tenant = t.tenant and d.state = '{DeliveryState.PENDING}' and d.next_try_at <= now()
+    order by d.next_try_at limit :most
+  ) o where t.tenant <> all(:busy)
+)
+select d.id from webhook_deliveries d join turns on turns.id = d.id
+where d.state = '{DeliveryState.PENDING}' and d.next_try_at <= now()
+order by turns.turn, turns.next_try_at limit :most for update of d skip locked
+"""  # noqa: S608 - members of an enum
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,19 +81,19 @@ class WebhookRepository:
     ) -> list[Claimed]:
         """Take deliveries that are due, each with one more try; others take them after `lease`.
 
+        Tenants take turns: the oldest of each, then the second oldest of each, so that a flood of one
+        holds up no other's.
+
         Args:
             overlap: how long a replaced secret signs beside the new one.
             busy: tenants that have enough under way.
         """
-        due = sa.select(_D.id).where(
-            _D.state == DeliveryState.PENDING, _D.next_try_at <= sa.func.now()
+        due = sa.text(_DUE).bindparams(
+            sa.bindparam("busy", list(busy), type_=ARRAY(sa.Text)), sa.bindparam("most", limit)
         )
-        if busy:
-            due = due.where(_D.tenant.not_in(list(busy)))
-        due = due.order_by(_D.next_try_at).limit(limit).with_for_update(skip_locked=True)
         claimed = (
             sa.update(webhook_deliveries)
-            .where(_D.id.in_(due))
+            .where(_D.id.in_(due.columns(_D.id).scalar_subquery()))
             .values(tries=_D.tries + 1, next_try_at=sa.func.now() + lease)
             .returning(webhook_deliveries)
             .cte("claimed")
@@ -134,3 +155,13 @@ class WebhookRepository:
             .first()
         )
         return None if row is None else record(WebhookDelivery, row)
+
+    async def purge(self, age: timedelta, limit: int) -> int:
+        """Delete deliveries that have ended and are older; how many, `limit` at most."""
+        old = (
+            sa.select(_D.id)
+            .where(_D.state.in_(DELIVERY.terminal), _D.created_at < sa.func.now() - age)
+            .limit(limit)
+        )
+        result = await self._connection.execute(sa.delete(webhook_deliveries).where(_D.id.in_(old)))
+        return result.rowcount

@@ -88,6 +88,8 @@ async def test_a_stop_while_the_api_is_away_is_bounded_too(
         ({"VYVO_AGENT_API_URL": "not a url"}, "VYVO_AGENT_API_URL must look like"),
         ({"VYVO_AGENT_NAME": "a b"}, "node name must be"),
         ({"VYVO_AGENT_SLOTS": "none"}, "VYVO_AGENT_SLOTS"),
+        ({"VYVO_AGENT_LABELS": "pool=a100"}, "labels"),
+        ({"VYVO_AGENT_RUNNERS": "cron"}, "VYVO_AGENT_RUNNERS"),
         ({"VYVO_AGENT_REPORT_BY": "grpc"}, "set VYVO_AGENT_GRPC_URL"),
         (
             {"VYVO_AGENT_REPORT_BY": "grpc", "VYVO_AGENT_GRPC_URL": "http://a:1"},

@@ -96,3 +96,51 @@ async def test_a_node_that_flaps_must_be_heard_for_a_while(
     assert state() == "ready"
     kinds = [e["kind"] for e in admin.get(f"/api/nodes/{agent.id}/events").json()["items"]]
     assert kinds == ["ready", "joined"]
+
+
+async def test_a_revoked_credential_is_refused_at_once(
+    api: Api, agent: Agent, database: Database
+) -> None:
+    """Also by an api process that has just proven it and was not told."""
+    assert agent.beat().status_code == 200
+    async with database.transaction() as store:
+        await store.keys.revoke_node(agent.id)
+        before = await store.nodes.get(agent.id)
+    answer = agent.beat()
+    assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated")
+    async with database.transaction() as store:
+        after = await store.nodes.get(agent.id)
+    assert before is not None
+    assert after is not None
+    assert after.last_heartbeat_at == before.last_heartbeat_at
+
+
+async def test_what_many_nodes_say_for_the_first_time_is_recorded_for_each(
+    api: Api, admin: httpx.Client, version: Version
+) -> None:
+    agents = [Agent(api) for _ in range(10)]
+    asked: dict[Any, str] = {}
+    for agent in agents:
+        agent.register()
+        body = {"model_id": version.model_id, "version_id": version.name}
+        made = admin.post(f"/api/nodes/{agent.id}/assign", json=body)
+        asked[agent.id] = made.json()["id"]
+    states = ["pulling", "ready", "failed", "loading", "ready"] * 2
+    async with httpx.AsyncClient(base_url=api.url, timeout=20, trust_env=False) as http:
+        answers = await asyncio.gather(
+            *(
+                beat(http, a, assignments=[{
+                    "assignment_id": asked[a.id], "state": state, "slots": 2,
+                    "detail": "it is broken" if state == "failed" else None,
+                }]) for a, state in zip(agents, states, strict=True)
+            )
+        )  # fmt: skip
+    for agent, state, answer in zip(agents, states, answers, strict=True):
+        assert [a["assignment_id"] for a in answer.json()["assignments"]] == [asked[agent.id]]
+        (shown,) = admin.get(f"/api/nodes/{agent.id}").json()["assignments"]
+        assert (shown["state"], shown["slots"]) == (state, 2)
+        assert shown["detail"] == ("it is broken" if state == "failed" else None)
+        kinds = [e["kind"] for e in admin.get(f"/api/nodes/{agent.id}/events").json()["items"]]
+        told = {"ready": ["assignment_ready"], "failed": ["assignment_failed"]}.get(state, [])
+        assert [kind for kind in kinds if kind.startswith("assignment_")] == told
+        agent.client.close()

@@ -121,6 +121,27 @@ def test_a_quota_holds_what_waits(
     assert key.submit(version, path).status_code == 202
 
 
+def test_a_job_that_is_queued_again_counts_as_a_new_one(limited: Any, version: Version) -> None:
+    slow: Key = limited(rate_per_second=0.01, burst=2)
+    job = slow.submit(version).json()["job_id"]
+    slow.client.post(f"/api/jobs/{job}/cancel")
+    again = slow.client.post(f"/api/jobs/{job}/requeue")
+    assert (again.status_code, again.headers["ratelimit"][:10]) == (202, '"jobs";r=0')
+    slow.client.post(f"/api/jobs/{job}/cancel")
+    refused = slow.client.post(f"/api/jobs/{job}/requeue")
+    assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
+
+    few: Key = limited(max_queued=1)
+    first = few.submit(version).json()["job_id"]
+    few.client.post(f"/api/jobs/{first}/cancel")
+    second = few.submit(version).json()["job_id"]
+    refused = few.client.post(f"/api/jobs/{first}/requeue")
+    assert (refused.status_code, refused.json()["code"]) == (429, "quota_exceeded")
+    few.client.post(f"/api/jobs/{second}/cancel")
+    assert few.client.post(f"/api/jobs/{first}/requeue").status_code == 202
+    assert few.submit(version).status_code == 429
+
+
 async def test_a_quota_holds_inside_a_group_and_for_a_batch(
     limited: Any, version: Version, database: Database
 ) -> None:

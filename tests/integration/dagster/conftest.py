@@ -11,7 +11,13 @@ from dagster import DagsterInstance, ExecuteInProcessResult, materialize
 from uuid_utils.compat import uuid7
 
 from assets import model_version, model_weights, runner_image
-from resources import BuildingResource, ObjectsResource, StoreResource, StreamsResource
+from resources import (
+    BuildingResource,
+    ObjectsResource,
+    RetentionResource,
+    StoreResource,
+    StreamsResource,
+)
 from tests.conftest import own_redis
 from tests.integration.dagster import engines, gpu_engine, routed_world
 from vyvo_dagster.domain.build import BuildBackend, partition_key
@@ -68,6 +74,7 @@ class World:
             "streams": self.streams,
             "objects": self.objects,
             "building": self.building,
+            "retention": RetentionResource(),
         }
 
     def add_build(

@@ -65,7 +65,7 @@ def join(world: World) -> UUID:
 
 def observe(world: World, assignment: Assignment, state: AssignmentState) -> None:
     seen = Observation(id=assignment.id, state=state, detail=None, slots=1)
-    world.store.call(lambda db: db.assignments.observe(assignment.node_id, seen))
+    world.store.call(lambda db: db.assignments.observe([(assignment.node_id, seen)]))
 
 
 def test_each_change_of_a_deployment_is_told_once(world: World) -> None:

@@ -53,7 +53,7 @@ class World:
                 id=uuid7(), node_id=node_id, version_id=self.version_id
             )
             await store.assignments.observe(
-                node_id, Observation(found.id, AssignmentState.READY, None, slots)
+                [(node_id, Observation(found.id, AssignmentState.READY, None, slots))]
             )
         return node_id, boot
 
@@ -80,10 +80,16 @@ class World:
     async def beat(self, node_id: UUID, boot: UUID, **metrics: Any) -> Heard | None:
         """A heartbeat; None where it is refused."""
         policy = HeartbeatPolicy(timedelta(seconds=30), timedelta(seconds=60))
-        beat = Beat(node_id, boot, json.dumps(metrics), 0.0)
         async with self.database.transaction() as store:
+            key = await store.keys.add(
+                id=uuid7(), prefix=node_id.hex[-12:], secret_sha256=b"", name="n", tenant="n",
+                scopes=[], node_id=node_id,
+            )  # fmt: skip
+            beat = Beat(node_id, boot, key.id, json.dumps(metrics), 0.0)
             heard = await store.beats.take({node_id: beat}, policy, timedelta(seconds=30))
-        return heard.get(node_id)
+        found = heard.get(node_id)
+        assert not isinstance(found, Exception)
+        return found
 
     async def submit(self, *priorities: Priority, ttl: float = 60.0, **values: Any) -> list[UUID]:
         """Queue one job for each priority, relayed by the orchestrator's sweep or at once."""

@@ -41,7 +41,7 @@ async def assigned(world: World) -> list[Assignment]:
 
 async def observe(world: World, seen: Assignment, state: AssignmentState) -> None:
     async with world.database.transaction() as store:
-        await store.assignments.observe(seen.node_id, Observation(seen.id, state, None, 1))
+        await store.assignments.observe([(seen.node_id, Observation(seen.id, state, None, 1))])
 
 
 async def test_from_no_node_to_dispatched_by_way_of_one_that_fails(world: World) -> None:

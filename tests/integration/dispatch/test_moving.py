@@ -1,6 +1,9 @@
 """What is loaded on nodes that are lost or drained moves where it fits, once."""
 
 import asyncio
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -15,6 +18,7 @@ from vyvo_dagster.dispatch.moving import Mover
 from vyvo_dagster.domain.job import Priority
 from vyvo_dagster.domain.node import AssignmentState, NodeState
 from vyvo_dagster.store.assignments import Observation
+from vyvo_dagster.store.database import Database, Store
 from vyvo_dagster.store.dispatches import Dispatch
 from vyvo_dagster.store.records import Assignment, Node
 
@@ -46,7 +50,7 @@ class Cluster:
 
     async def observe(self, name: str, id: UUID, state: AssignmentState) -> None:
         async with self.world.database.transaction() as store:
-            await store.assignments.observe(self.ids[name], Observation(id, state, None, 1))
+            await store.assignments.observe([(self.ids[name], Observation(id, state, None, 1))])
 
     async def lose(self, name: str) -> None:
         async with self.world.database.transaction() as store:
@@ -73,7 +77,10 @@ class Cluster:
     async def turn(self) -> None:
         """Of two orchestrators at a time, until one has had it."""
         await asyncio.gather(
-            *(Mover(self.world.database, self.world.redis).move_assignments() for _ in range(2))
+            *(
+                Mover(self.world.database, self.world.redis, int).move_assignments()
+                for _ in range(2)
+            )
         )
 
     async def drain(self, name: str, deadline: timedelta | None = None) -> None:
@@ -250,3 +257,48 @@ async def test_what_is_idle_makes_room_the_longest_first_and_ends_by_itself(
     await world.beat(cluster.ids["a"], boot, gpus=[gpu])
     await loading.load_on_demand()
     assert set(await cluster.on("a")) == {names["newer"], world.version_id}
+
+
+async def test_what_fits_nowhere_is_looked_at_seldom_until_something_changes(
+    cluster: Cluster,
+) -> None:
+    world, looks, notices = cluster.world, 0, 0
+    _, huge = await world.version(60 * GIB)
+    await cluster.assign("a", huge)
+    await cluster.join("b", 10)
+    await cluster.lose("a")
+
+    class Watched(Database):
+        @asynccontextmanager
+        async def transaction(self) -> AsyncGenerator[Store]:
+            nonlocal looks
+            looks += 1
+            async with world.database.transaction() as store:
+                yield store
+
+    mover = Mover(Watched(world.settings.postgres_dsn, 0), world.redis, lambda: notices)
+    began = time.monotonic()
+    for _ in range(200):
+        await mover.move_assignments()
+    assert looks <= 2 + (time.monotonic() - began)
+    assert huge not in await cluster.on("b")
+    await cluster.join("c", 70)
+    notices += 1
+    await mover.move_assignments()
+    assert huge in await cluster.on("c")
+
+
+async def test_memory_that_becomes_free_is_found_without_a_notice(cluster: Cluster) -> None:
+    world = cluster.world
+    _, large = await world.version(60 * GIB)
+    await cluster.assign("a", large)
+    await cluster.join("b", 10)
+    await cluster.lose("a")
+    mover = Mover(world.database, world.redis, int)
+    await mover.move_assignments()
+    gpu = {"index": 0, "memory_total_bytes": 80 * GIB, "memory_used_bytes": 0}
+    await world.beat(cluster.ids["b"], (await cluster.node("b")).boot_id, gpus=[gpu])
+    async with asyncio.timeout(60):
+        while large not in await cluster.on("b"):
+            await mover.move_assignments()
+            await asyncio.sleep(0.1)

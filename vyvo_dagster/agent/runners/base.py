@@ -48,8 +48,11 @@ class RunnerSpec:
     loopback_uploads: bool = False
     """The object store listens on this host's loopback, which only host networking reaches."""
 
+    port: int | None = None
+    """Where it must listen on loopback; None leaves that to its launcher."""
+
     digest: str = field(init=False)
-    """Identifies equal specs over restarts of the agent."""
+    """Identifies equal specs over restarts of the agent, wherever they listen."""
 
     def __post_init__(self) -> None:
         members = (
@@ -132,6 +135,10 @@ class Launcher(Protocol):
 
     async def sweep(self, keep: Iterable[UUID]) -> None:
         """Remove runners of earlier starts of this agent, but those of the assignments `keep`."""
+        ...
+
+    def leave(self) -> None:
+        """From now on `stop` leaves its runners alone, where they can outlive the agent."""
         ...
 
     async def aclose(self) -> None:

@@ -58,6 +58,7 @@ class ContainerLauncher:
         self._engine = engine
         self._node_id = node_id
         self._remains = Remains(engine)
+        self._leaving = asyncio.Event()
 
     def accepts(self, image: str) -> bool:
         """Whether `image` is an image reference."""
@@ -129,12 +130,18 @@ class ContainerLauncher:
                 _log.info("removing container %s of an earlier start", container.name)
                 await self._remains.remove(container.id)
 
+    def leave(self) -> None:
+        """Containers that run are left for the next start of the agent to adopt."""
+        self._leaving.set()
+
     async def aclose(self) -> None:
         """Ask for no more removals. The engine belongs to who opened it."""
         await self._remains.aclose()
 
     def _runner(self, container: Any, spec: RunnerSpec) -> "ContainerRunner":
-        return ContainerRunner(self._engine, self._remains, container, spec.memory_bytes)
+        return ContainerRunner(
+            self._engine, self._remains, self._leaving, container, spec.memory_bytes
+        )
 
     async def _adopted(self, container: Any, spec: RunnerSpec) -> "ContainerRunner | None":
         labels = container.labels
@@ -146,6 +153,8 @@ class ContainerLauncher:
         runner = self._runner(container, spec)
         try:
             await runner.locate()
+            if spec.port is not None and runner.url != f"http://{_HOST}:{spec.port}":
+                return None
             async with runner.connect() as client:
                 serves = (await client.health()).serves
         except (RunnerFailed, Unavailable):
@@ -158,9 +167,17 @@ class ContainerLauncher:
 class ContainerRunner:
     """A started container. `url` is known after `locate`."""
 
-    def __init__(self, engine: Engine, remains: Remains, container: Any, memory_bytes: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        remains: Remains,
+        leaving: asyncio.Event,
+        container: Any,
+        memory_bytes: int,
+    ) -> None:
         self._engine = engine
         self._remains = remains
+        self._leaving = leaving
         self._container = container
         self._memory_bytes = memory_bytes
         self.url = ""
@@ -203,6 +220,8 @@ class ContainerRunner:
 
     async def stop(self, grace_seconds: float) -> None:
         """SIGTERM, SIGKILL after the grace, and remove; an engine that is away is asked again later."""
+        if self._leaving.is_set():
+            return
         with contextlib.suppress(DockerException, Unavailable):
             if grace_seconds > 0:
                 await self._engine.call(self._container.stop, timeout=max(round(grace_seconds), 1))
@@ -239,7 +258,7 @@ def _options(spec: RunnerSpec, config: Mapping[str, Any], node_id: UUID) -> dict
         "log_config": LogConfig(type="json-file", config={"max-size": "16m", "max-file": "2"}),
     }
     if spec.loopback_uploads:
-        port = free_port()
+        port = spec.port or free_port()
         labels[_PORT_LABEL] = str(port)
         options["network_mode"] = "host"
         # Cog names its abstract sockets after the server's pid, and those names belong to the
@@ -251,7 +270,7 @@ def _options(spec: RunnerSpec, config: Mapping[str, Any], node_id: UUID) -> dict
             options["command"] = [*command, "--host", _HOST]
     else:
         port = _CONTAINER_PORT
-        options["ports"] = {f"{port}/tcp": (_HOST, None)}
+        options["ports"] = {f"{port}/tcp": (_HOST, spec.port)}
     env["PORT"] = str(port)
     if spec.weights is not None:
         inside = f"{_WEIGHTS}/{spec.weights.name}"

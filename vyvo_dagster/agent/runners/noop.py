@@ -58,6 +58,9 @@ class NoopLauncher:
     async def sweep(self, keep: Iterable[object]) -> None:
         """Nothing is left of an earlier start."""
 
+    def leave(self) -> None:
+        """There is nothing to leave."""
+
     async def aclose(self) -> None:
         """Nothing is held."""
 

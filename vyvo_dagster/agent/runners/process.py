@@ -63,7 +63,7 @@ class ProcessLauncher:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if log.exists():
             log.replace(log.with_suffix(".log.1"))
-        port = free_port()
+        port = spec.port or free_port()
         env = _environment(spec, root, manifest, port, home)
         command = [
             sys.executable,
@@ -85,6 +85,9 @@ class ProcessLauncher:
 
     async def sweep(self, keep: Iterable[UUID]) -> None:
         """Nothing is left of an earlier start: runners die with their agent."""
+
+    def leave(self) -> None:
+        """Processes of the agent end with it whatever it does."""
 
     async def aclose(self) -> None:
         """Nothing is held."""

@@ -8,6 +8,7 @@ import pytest
 from vyvo_runner.schema import SchemaError, main, openapi_document, write_schema
 
 HEAD = """
+from datetime import datetime
 from typing import Any, Dict, Iterator, List, Optional
 from cog import BaseRunner, ConcatenateIterator, Input, Path, Secret, streaming
 """
@@ -76,6 +77,7 @@ def test_inputs_become_a_schema_that_accepts_and_refuses(tmp_path: Path) -> None
             "List[Path]",
             {"type": "array", "items": {"type": "string", "format": "uri"}, "title": "Output"},
         ),
+        ("datetime", {"type": "string", "format": "date-time", "title": "Output"}),
         (
             "Iterator[int]",
             {

@@ -20,6 +20,7 @@ import json
 import os
 import sys
 import typing
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Tuple, Union
 
@@ -35,6 +36,7 @@ _SCALARS: Dict[Any, Dict[str, Any]] = {
     int: {"type": "integer"},
     float: {"type": "number"},
     str: {"type": "string"},
+    datetime: {"type": "string", "format": "date-time"},
     Any: {"type": "object"},
     dict: {"type": "object"},
     list: {"type": "array", "items": {"type": "object"}},

@@ -12,6 +12,9 @@ from api.artifacts import endpoints as artifacts
 from api.audit import endpoints as audit
 from api.builds import endpoints as builds
 from api.context import open_context
+from api.dagster_ui.door import PREFIX, DagsterDoor
+from api.dagster_ui.sessions import Sessions
+from api.dagster_ui.upstream import Upstream
 from api.errors import add_handlers
 from api.events import endpoints as events
 from api.jobs import endpoints as jobs
@@ -54,6 +57,8 @@ def create_app(settings: Settings, s3: S3Settings | None = None) -> FastAPI:
     JwtPolicy.of(settings)  # A mistake ends the start with its message.
     store = S3Settings() if s3 is None else s3  # pyright: ignore[reportCallIssue]
 
+    dagster = Upstream.of(settings.dagster_url, PREFIX)
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         async with AsyncExitStack() as stack:
@@ -63,6 +68,8 @@ def create_app(settings: Settings, s3: S3Settings | None = None) -> FastAPI:
 
                 await stack.enter_async_context(serve(context, settings, settings.grpc_port))
             app.state.context = context
+            if dagster is not None:
+                stack.push_async_callback(dagster.close)
             yield
 
     app = FastAPI(
@@ -80,6 +87,9 @@ def create_app(settings: Settings, s3: S3Settings | None = None) -> FastAPI:
     add_handlers(app)
     add_openapi(app, routers)
     app.add_middleware(Express)  # the innermost
+    app.add_middleware(
+        DagsterDoor, Sessions(settings), dagster, frozenset({settings.api_url.rstrip("/")})
+    )
     app.add_middleware(BodyLimit)
     app.add_middleware(Timing)
     if tracing.on():

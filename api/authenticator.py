@@ -1,7 +1,7 @@
 """Who a request comes from: keys and JWTs to principals, with a short cache."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
@@ -96,6 +96,38 @@ class Authenticator:
             RateLimited: too many failures from the address.
             Unavailable: the database or the issuer's keys cannot be reached.
         """
+        return await self._proven_once(text, address, lambda: self._prove(text))
+
+    async def of_session(
+        self, prefix: str, text: str, proves: Callable[[bytes], bool], address: str | None = None
+    ) -> Principal:
+        """The holder of the key that a browser's session was made for.
+
+        Args:
+            prefix: of that key.
+            text: the session's cookie.
+            proves: whether it was made for a key with this hash.
+
+        Raises:
+            As `authenticate`; an end of the key ends its sessions.
+        """
+
+        async def prove() -> Principal:
+            return await self._of_row(prefix, proves)
+
+        return await self._proven_once(text, address, prove)
+
+    async def hash_of(self, prefix: str) -> bytes:
+        """The SHA-256 that the row of a key holds; Unauthenticated where there is none."""
+        async with self._database.transaction() as store:
+            found = await store.keys.find(prefix)
+        if found is None:
+            raise _unknown()
+        return found[1]
+
+    async def _proven_once(
+        self, text: str, address: str | None, prove: Callable[[], Awaitable[Principal]]
+    ) -> Principal:
         digest = digest_of(text)
         kept = self._known.get(digest)
         if kept is not None and self._clock() - kept[1] < kept_seconds and not _ended(kept[0]):
@@ -103,7 +135,7 @@ class Authenticator:
         if self._failures is not None and digest not in self._proven:
             self._failures.check(address)
         try:
-            principal = await self._prove(text)
+            principal = await prove()
             if _ended(principal):
                 raise _unknown()
         except Unauthenticated:
@@ -118,16 +150,7 @@ class Authenticator:
     async def _prove(self, text: str) -> Principal:
         token = parse_token(text)
         if token is not None:
-            async with self._database.transaction() as store:
-                found = await store.keys.find(token.prefix)
-            if found is None or not matches(token, found[1]) or found[0].revoked_at is not None:
-                raise _unknown()
-            key = found[0]
-            self._used.add(key.prefix)
-            return Principal(
-                key.id, key.prefix, key.tenant, key.scopes, key.node_id, key.expires_at,
-                key.limits,
-            )  # fmt: skip
+            return await self._of_row(token.prefix, lambda digest: matches(token, digest))
         if self._verifier is not None and looks_like_jwt(text):
             claims = await self._verifier.verify(text)
             return Principal(
@@ -135,6 +158,17 @@ class Authenticator:
                 claims.tenant, claims.scopes, None, claims.expires_at,
             )  # fmt: skip
         raise Unauthenticated("the API key is malformed; it looks like vyk_xxxxxxxx_...")
+
+    async def _of_row(self, prefix: str, proves: Callable[[bytes], bool]) -> Principal:
+        async with self._database.transaction() as store:
+            found = await store.keys.find(prefix)
+        if found is None or not proves(found[1]) or found[0].revoked_at is not None:
+            raise _unknown()
+        key = found[0]
+        self._used.add(key.prefix)
+        return Principal(
+            key.id, key.prefix, key.tenant, key.scopes, key.node_id, key.expires_at, key.limits
+        )
 
     def _keep(self, digest: bytes, principal: Principal) -> None:
         if len(self._known) >= _CACHE_SIZE:

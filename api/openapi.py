@@ -14,6 +14,7 @@ from api.errors import MEDIA_TYPE, Problem
 __all__ = ["add_openapi"]
 
 _ANSWERS: Final[Mapping[int, str]] = {
+    400: "The body is not UTF-8.",
     401: "No credential, or one that is unknown, expired or revoked.",
     403: "The credential lacks the scope, or what is asked for is another's.",
     404: "No such thing, or none that this key may see.",
@@ -67,9 +68,9 @@ def _complete(operation: dict[str, Any], route: APIRoute, method: str) -> None:
     if operation.get("parameters"):
         codes.add(422)
     if method in {"POST", "PUT", "PATCH", "DELETE"}:
-        codes |= {409, 422}
+        codes |= {404, 409, 422}
     if "requestBody" in operation:
-        codes |= {413, 422}
+        codes |= {400, 413, 422}
     if route.path == "/healthz":
         codes = set()
     answers = operation["responses"]

@@ -46,7 +46,7 @@ def run() -> None:
         sys.exit(f"the api cannot start: {error.detail}")
     config = uvicorn.Config(
         app, host=settings.api_host, port=settings.api_port, loop="uvloop", http="httptools",
-        ws="none", access_log=False, log_config=None, lifespan="on", server_header=False,
+        ws="websockets-sansio", ws_max_size=1 << 20, access_log=False, log_config=None, lifespan="on", server_header=False,
         timeout_graceful_shutdown=_GRACE_SECONDS, timeout_keep_alive=30,
     )  # fmt: skip
     try:

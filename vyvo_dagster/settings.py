@@ -127,6 +127,13 @@ class Settings(BaseSettings):
     )
     jwt_scope_claim: str = Field(default="scope", description="The claim that holds the scopes.")
     jwt_tenant_claim: str = Field(default="tenant", description="The claim that names the tenant.")
+    session_secret: SecretStr | None = Field(
+        default=None,
+        description="Signs sessions of browsers at /dagster, alike in all api processes; unset: admin_key.",
+    )
+    session_seconds: int = Field(
+        default=4 * 3600, ge=60, le=86400, description="Life of such a session."
+    )
     auth_failures_per_minute: int = Field(
         default=60, ge=0, le=100_000,
         description="Failed authentications that an address may make a minute; 0 limits none.",
@@ -158,7 +165,7 @@ class Settings(BaseSettings):
 
     dagster_url: str | None = Field(
         default=None,
-        description="URL of the Dagster webserver for direct launches; unset leaves them to sensors.",
+        description="URL of the Dagster webserver, with --path-prefix /dagster; unset: no direct launches, no UI.",
     )
 
     engine: EngineChoice = Field(
@@ -254,6 +261,11 @@ class Settings(BaseSettings):
     presign_seconds: int = Field(
         default=3600, gt=0, le=604800, description="Life of a presigned URL."
     )
+
+    @property
+    def dagster_ui(self) -> str | None:
+        """Dagster's UI as people reach it: through the api; None where there is none."""
+        return None if self.dagster_url is None else f"{self.api_url.rstrip('/')}/dagster"
 
 
 class HostsSettings(BaseSettings):

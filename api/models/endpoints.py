@@ -28,9 +28,9 @@ __all__ = ["router"]
 
 router = APIRouter(prefix="/api/models", tags=["models"])
 
-Owner = Annotated[str, Path(max_length=4096, examples=["vyvo"])]
-Name = Annotated[str, Path(max_length=4096, examples=["digits"])]
-Version = Annotated[str, Path(max_length=4096, examples=["v1"])]
+Owner = Annotated[str, Path(max_length=1024, examples=["vyvo"])]
+Name = Annotated[str, Path(max_length=1024, examples=["digits"])]
+Version = Annotated[str, Path(max_length=1024, examples=["v1"])]
 
 
 @router.get("", summary="List models")

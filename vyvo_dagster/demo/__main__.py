@@ -96,7 +96,7 @@ def run_workflow(client: Client, stack: Stack, folder: Path, phases: Phases) -> 
         outcome = read_digits(client, folder, console)
     console.print(workflow_table(outcome))
     console.print(
-        f"sheet      {outcome.sheet}\nrun        {stack.dagster}/runs/{outcome.dagster_run_id}",
+        f"sheet      {outcome.sheet}\nrun        {stack.api}/dagster/runs/{outcome.dagster_run_id}",
         highlight=False,
     )
 
@@ -170,7 +170,7 @@ def main(
             demonstrate(stack, folder, phases, workflow=workflow)
             console.print(phases.table())
             console.print(
-                f"api        {stack.api}/docs\nDagster    {stack.dagster}\nS3         {stack.s3}",
+                f"api        {stack.api}/docs\nDagster    {stack.api}/dagster\nS3         {stack.s3}",
                 highlight=False,
             )
             if keep:

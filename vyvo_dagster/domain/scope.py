@@ -23,6 +23,7 @@ class Scope(StrEnum):
     WORKFLOWS_READ = "workflows:read"
     WORKFLOWS_WRITE = "workflows:write"
     WORKFLOWS_RUN = "workflows:run"
+    DAGSTER_READ = "dagster:read"
     NODE = "node"
 
 

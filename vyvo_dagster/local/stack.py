@@ -31,6 +31,7 @@ __all__ = [
 
 _LOCATION = "vyvo"
 _WORKFLOWS = "workflows"
+_DAGSTER_PREFIX = "/dagster"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +59,15 @@ class Addresses:
 
     @property
     def dagster_url(self) -> str | None:
-        return None if self.dagster_port is None else f"http://{LOOPBACK}:{self.dagster_port}"
+        """The webserver itself, which asks nobody who they are: for parts of the stack only."""
+        if self.dagster_port is None:
+            return None
+        return f"http://{LOOPBACK}:{self.dagster_port}{_DAGSTER_PREFIX}"
+
+    @property
+    def dagster_ui(self) -> str | None:
+        """Dagster behind the api's authentication."""
+        return None if self.dagster_port is None else f"{self.api_url}{_DAGSTER_PREFIX}"
 
     @property
     def metrics_urls(self) -> dict[str, str]:
@@ -279,6 +288,7 @@ def dagster_parts(addresses: Addresses, *, data_dir: Path, forkserver: Forkserve
             argv=(
                 *("dagster_webserver.cli:main", "-w", str(workspace)),
                 *("-h", LOOPBACK, "-p", str(addresses.dagster_port)),
+                *("--path-prefix", _DAGSTER_PREFIX),
             ),
             url=url,
             ready=probes.location_is_loaded(url),

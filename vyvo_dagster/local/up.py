@@ -184,6 +184,7 @@ def _print_json(addresses: Addresses, credentials: Credentials, pids: dict[str, 
         "api": addresses.api_url,
         "admin_key": credentials.admin_key,
         "dagster": addresses.dagster_url,
+        "dagster_ui": addresses.dagster_ui,
         "grpc": addresses.grpc_url,
         "s3": addresses.s3_endpoint,
         "postgres_dsn": addresses.postgres_dsn,
@@ -264,13 +265,19 @@ async def _summary(options: UpOptions, addresses: Addresses, data_dir: Path, ela
         f"\neverything answers after {elapsed:.1f} s\n"
         f"  api        {addresses.api_url}  (its reference: {addresses.api_url}/docs)\n"
         + (f"  grpc       {addresses.grpc_url}\n" if addresses.grpc_url else "")
-        + f"  dagster    {addresses.dagster_url or 'off (--no-dagster)'}\n"
+        + f"  dagster    {_dagster(addresses)}\n"
         f"  s3         {addresses.s3_endpoint}\n"
         f"  engine     {await describe_engine(options.engine)}\n"
         f"  admin key  in {data_dir / 'secrets.json'}\n"
         f"  logs       {data_dir / 'logs'}\n"
         "Ctrl-C stops all of it.\n"
     )
+
+
+def _dagster(addresses: Addresses) -> str:
+    if addresses.dagster_ui is None:
+        return "off (--no-dagster)"
+    return f"{addresses.dagster_ui}  (sign in with the admin key)"
 
 
 def _explain(report: Report, error: VyvoError) -> None:

@@ -65,7 +65,7 @@ class Running:
     def __init__(self, settings: Settings, s3: S3Settings) -> None:
         config = uvicorn.Config(
             create_app(settings, s3), port=0, log_config=None, access_log=False, lifespan="on",
-            loop="uvloop", http="httptools", ws="none", timeout_graceful_shutdown=3,
+            loop="uvloop", http="httptools", ws="websockets-sansio", timeout_graceful_shutdown=3,
         )  # fmt: skip
         self.server = Server(config)
         self.thread = threading.Thread(target=self.server.run, name="api")

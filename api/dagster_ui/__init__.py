@@ -1,0 +1,1 @@
+"""Dagster's webserver behind the api's authentication, under /dagster."""

@@ -68,6 +68,14 @@ def test_inputs_become_a_schema_that_accepts_and_refuses(tmp_path: Path) -> None
             jsonschema.validate({**good, **bad}, inputs)
 
 
+def test_an_artifact_is_an_output(tmp_path: Path) -> None:
+    body = "    def run(self, a: int) -> Iterator[__import__('vyvo_runner').Artifact]:\n        ..."
+    items = schemas(predictor(tmp_path, body))["Output"]["items"]
+    assert set(items["properties"]) == {"type", "url", "size_bytes", "mime_type", "expires_at"}
+    time = {"type": "string", "format": "date-time", "nullable": True}
+    assert items["properties"]["expires_at"] == time
+
+
 @pytest.mark.parametrize(
     ("annotation", "expected"),
     [

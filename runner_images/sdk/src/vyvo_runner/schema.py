@@ -230,10 +230,17 @@ def _type_schema(hint: Any, where: str) -> Dict[str, Any]:
             schema["additionalProperties"] = _type_schema(arguments[1], where)
         return schema
     if _is_union(hint):
-        return {"anyOf": [_type_schema(each, where) for each in arguments]}
+        return _union_schema(hint, where)
     if inspect.isclass(hint) and getattr(hint, "__annotations__", None):
         return _fields_schema(hint, where)
     raise SchemaError(f"{where}: {hint!r} is no type of a Cog input or output")
+
+
+def _union_schema(hint: Any, where: str) -> Dict[str, Any]:
+    inner, nullable = _unwrap_optional(hint)
+    if nullable:
+        return {**_type_schema(inner, where), "nullable": True}
+    return {"anyOf": [_type_schema(each, where) for each in typing.get_args(hint)]}
 
 
 def _fields_schema(hint: Any, where: str) -> Dict[str, Any]:

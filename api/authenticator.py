@@ -96,7 +96,7 @@ class Authenticator:
             RateLimited: too many failures from the address.
             Unavailable: the database or the issuer's keys cannot be reached.
         """
-        return await self._proven_once(text, address, lambda: self._prove(text))
+        return await self._proven_once(text, address, lambda: self._prove(text), kept_seconds)
 
     async def of_session(
         self, prefix: str, text: str, proves: Callable[[bytes], bool], address: str | None = None
@@ -126,8 +126,9 @@ class Authenticator:
         return found[1]
 
     async def _proven_once(
-        self, text: str, address: str | None, prove: Callable[[], Awaitable[Principal]]
-    ) -> Principal:
+        self, text: str, address: str | None, prove: Callable[[], Awaitable[Principal]],
+        kept_seconds: float = KEPT_SECONDS,
+    ) -> Principal:  # fmt: skip
         digest = digest_of(text)
         kept = self._known.get(digest)
         if kept is not None and self._clock() - kept[1] < kept_seconds and not _ended(kept[0]):

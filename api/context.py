@@ -86,6 +86,12 @@ class Context:
     """Submissions that wait for their job's end."""
     _tasks: set[asyncio.Task[None]] = field(default_factory=set[asyncio.Task[None]])
 
+    @property
+    def dagster_ui(self) -> str | None:
+        """Dagster's UI as people reach it: through the api; None where there is none."""
+        settings = self.settings
+        return None if settings.dagster_url is None else f"{settings.api_url.rstrip('/')}/dagster"
+
     def spawn(self, name: str, work: Coroutine[Any, Any, object]) -> None:
         """Run `work` beside the requests; an error of it is logged and ends nothing else."""
 

@@ -56,9 +56,7 @@ class Settings(BaseSettings):
         default="postgresql://vyvo@127.0.0.1:5432/vyvo",
         description="libpq URL of the registry database.",
     )
-    redis_url: str = Field(
-        default="redis://127.0.0.1:6379/0", description="URL of the Redis server."
-    )
+    redis_url: str = Field("redis://127.0.0.1:6379/0", description="URL of the Redis server.")
     data_dir: Path = Field(
         default=Path(".vyvo"), description="Local state: caches, wheelhouse, venvs, logs."
     )
@@ -171,9 +169,7 @@ class Settings(BaseSettings):
     engine: EngineChoice = Field(
         default="auto", description="Whether builds and runners use containers."
     )
-    docker_host: str | None = Field(
-        default=None, description="Docker engine URL; unset uses Docker's default."
-    )
+    docker_host: str | None = Field(None, description="Docker engine URL; unset: Docker's own.")
     build_backend: BuildBackendChoice = Field(
         default="auto", description="Backend for builds that name none."
     )
@@ -262,11 +258,6 @@ class Settings(BaseSettings):
         default=3600, gt=0, le=604800, description="Life of a presigned URL."
     )
 
-    @property
-    def dagster_ui(self) -> str | None:
-        """Dagster's UI as people reach it: through the api; None where there is none."""
-        return None if self.dagster_url is None else f"{self.api_url.rstrip('/')}/dagster"
-
 
 class HostsSettings(BaseSettings):
     """How ops reach the Docker engines of tagged hosts. Prefix `VYVO_HOSTS_`."""
@@ -339,9 +330,7 @@ class AgentSettings(BaseSettings):
     engine: EngineChoice = Field(
         default="auto", description="Run runners as containers or as processes."
     )
-    docker_host: str | None = Field(
-        default=None, description="Docker engine URL; unset uses Docker's default."
-    )
+    docker_host: str | None = Field(None, description="Docker engine URL; unset: Docker's own.")
     runners: Literal["agent", "systemd"] = Field(
         default="agent",
         description="Who looks after runners: this agent, or units vyvo-runner@<model>.service.",
@@ -401,9 +390,7 @@ class RunnerSettings(BaseSettings):
     )
     venv_dir: Path = Field(description="Where environments of the venv build backend are.")
     state_dir: Path = Field(description="Logs and home folders of runners.")
-    docker_host: str | None = Field(
-        default=None, description="Docker engine URL; unset uses Docker's default."
-    )
+    docker_host: str | None = Field(None, description="Docker engine URL; unset: Docker's own.")
     stop_seconds: float = Field(
         default=10.0, ge=0, description="What a prediction has to end after SIGTERM."
     )

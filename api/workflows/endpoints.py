@@ -157,7 +157,7 @@ async def browse_runs(
             principal.sees, cursor, limit, name=workflow, state=status, trigger_kind=trigger
         )
     shown, next_cursor = listing(found, limit)
-    url = context.settings.dagster_ui
+    url = context.dagster_ui
     return Listing(items=[run_view(r, url) for r in shown], next_cursor=next_cursor)
 
 

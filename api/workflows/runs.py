@@ -145,7 +145,7 @@ async def _detail(context: Context, store: Store, run: WorkflowRun) -> RunDetail
 
 
 def _ui(context: Context) -> str | None:
-    return context.settings.dagster_ui
+    return context.dagster_ui
 
 
 async def _tell_queued(context: Context, run: WorkflowRun) -> None:

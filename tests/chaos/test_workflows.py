@@ -21,7 +21,16 @@ import pytest
 
 from vyvo_dagster.local.ports import Ports
 
-RUNS = 20
+# What is killed while so many runs that were just started are under way.
+RUNS_EACH = 4
+KILLS = (
+    ("workflow-engine",),
+    ("orchestrator", "postgres"),
+    ("redis",),
+    ("daemon", "workflow-reporter"),
+    ("worker", "workflow-jobs"),
+)
+RUNS = RUNS_EACH * len(KILLS)
 MODEL = "chaos/noop"
 # Between two kills, so that each strikes runs at another place.
 PAUSE_SECONDS = 2.0
@@ -107,11 +116,15 @@ async def test_runs_end_and_no_finished_step_is_done_again(tmp_path: Path) -> No
         ) as http:
             await serve_noop(http)
             (await http.post("/api/workflows", json=document(url))).raise_for_status()
-            ids = [await start(http) for _ in range(RUNS)]
-        for name in ("workflow-engine", "orchestrator", "redis", "postgres", "daemon", "workflow-reporter",
-                     "worker", "workflow-jobs"):  # fmt: skip
-            os.kill(up["pids"][name], signal.SIGKILL)
-            await asyncio.sleep(PAUSE_SECONDS)
+            ids: list[str] = []
+            for names in KILLS:
+                ids += [await start(http, len(ids) + n) for n in range(RUNS_EACH)]
+                await until_running(http, ids[-1])
+                for name in names:
+                    os.kill(up["pids"][name], signal.SIGKILL)
+                    await until(lambda name=name: not alive(up["pids"][name]))
+                    await asyncio.sleep(PAUSE_SECONDS)
+        assert len(set(ids)) == RUNS
         with psycopg.connect(up["postgres_dsn"], autocommit=True) as database:
             await until(lambda: open_runs(database) == 0)
             check(database, ids, effects)
@@ -134,10 +147,48 @@ async def serve_noop(http: httpx.AsyncClient) -> None:
             await asyncio.sleep(0.1)
 
 
-async def start(http: httpx.AsyncClient) -> str:
-    answer = await http.post("/api/workflows/chaos/runs", json={"inputs": {}})
-    answer.raise_for_status()
-    return str(answer.json()["run_id"])
+async def start(http: httpx.AsyncClient, number: int) -> str:
+    """A run of its own number; asked for again where the answer was lost with a server."""
+    answer = await asked(
+        http, "POST", "/api/workflows/chaos/runs", json={"inputs": {}},
+        headers={"Idempotency-Key": f"chaos-{number}"},
+    )  # fmt: skip
+    return str(answer["run_id"])
+
+
+async def until_running(http: httpx.AsyncClient, run_id: str) -> None:
+    """Wait until its first step is done: what is killed now strikes it in the middle."""
+    async with asyncio.timeout(WAIT_SECONDS):
+        while True:
+            shown = await asked(http, "GET", f"/api/workflow-runs/{run_id}")
+            assert shown["status"] in {"queued", "running"}, "it ended before anything was killed"
+            if {s["key"]: s["status"] for s in shown["steps"]}["first"] == "succeeded":
+                return
+            await asyncio.sleep(0.05)
+
+
+async def asked(http: httpx.AsyncClient, method: str, path: str, **values: Any) -> Any:
+    """The answer of an api whose servers may be coming back."""
+    async with asyncio.timeout(WAIT_SECONDS):
+        while True:
+            try:
+                answer = await http.request(method, path, **values)
+            except httpx.TransportError:
+                await asyncio.sleep(0.2)
+                continue
+            if answer.status_code < 500:
+                answer.raise_for_status()
+                return answer.json()
+            await asyncio.sleep(0.2)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there; one that was killed and not waited for yet is."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def value(database: "psycopg.Connection[Any]", query: str) -> Any:

@@ -40,6 +40,10 @@ def instance(
             "module": "vyvo_dagster.execution.workflow_launcher", "class": "WorkflowRunLauncher",
             "config": {"broker": workflow_redis},
         },
+        # Without a daemon, which would take runs from a queue.
+        "run_coordinator": {
+            "module": "dagster.core.run_coordinator", "class": "DefaultRunCoordinator",
+        },
         "telemetry": {"enabled": False},
     }  # fmt: skip
     (home / "dagster.yaml").write_text(yaml.safe_dump(settings))

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 from uuid import UUID
 
 from vyvo_dagster.domain.workflow.definition import Definition, StepDefinition
@@ -28,6 +28,8 @@ from vyvo_dagster.domain.workflow.state import (
 from vyvo_dagster.domain.workflow.template import render
 
 __all__ = ["Decision", "advance"]
+
+T = TypeVar("T")
 
 _BAD: Final = frozenset({StepState.FAILED, StepState.EXPIRED, StepState.CANCELED})
 
@@ -150,16 +152,9 @@ class _Turn:
         return [n for n in step.needs if self.rows[n].ended and self._blocks(self.rows[n])]
 
     def _condition(self, step: StepDefinition, row: Step, when: Expression) -> bool:
-        try:
-            verdict = when.evaluate(self.names.of(step))
-        except ExpressionError as error:
-            self._fail(row, StepErrorCode.EXPRESSION_FAILED, f"when: {error.detail}")
-            return False
-        if not isinstance(verdict, bool):
-            self._fail(
-                row, StepErrorCode.EXPRESSION_FAILED,
-                f"when: {when.text} must be true or false, not {type(verdict).__name__}",
-            )  # fmt: skip
+        said = f"when: {when.text} must be true or false"
+        verdict = self._value(step, row, "when", when, bool, said)
+        if verdict is None:
             return False
         if not verdict:
             self._set(row.ends(
@@ -168,22 +163,30 @@ class _Turn:
             ))  # fmt: skip
         return verdict
 
+    def _value(
+        self, step: StepDefinition, row: Step, member: str, given: Any, kind: type[T], said: str
+    ) -> T | None:  # fmt: skip
+        """The value of a member of a step, of the right type; None where that has failed the step."""
+        try:
+            names = self.names.of(step)
+            value = given.evaluate(names) if isinstance(given, Expression) else render(given, names)
+        except ExpressionError as error:
+            self._fail(row, StepErrorCode.EXPRESSION_FAILED, f"{member}: {error.detail}")
+            return None
+        if not isinstance(value, kind):
+            said = f"{said}, not {type(value).__name__}"
+            self._fail(row, StepErrorCode.EXPRESSION_FAILED, said)
+            return None
+        return value
+
     def _expand(self, step: StepDefinition, row: Step) -> bool:
         """Add the rows of a mapped step's items; whether it now runs."""
-        try:
-            given = step.for_each
-            names = self.names.of(step)
-            items = given.evaluate(names) if isinstance(given, Expression) else render(given, names)
-        except ExpressionError as error:
-            self._fail(row, StepErrorCode.EXPRESSION_FAILED, f"for_each: {error.detail}")
+        said = "for_each must be a list"
+        found = cast(
+            "list[Any] | None", self._value(step, row, "for_each", step.for_each, list, said)
+        )
+        if found is None:
             return False
-        if not isinstance(items, list):
-            self._fail(
-                row, StepErrorCode.EXPRESSION_FAILED,
-                f"for_each must be a list, not {type(items).__name__}",
-            )  # fmt: skip
-            return False
-        found = cast("list[Any]", items)
         if len(found) > step.max_items:
             self._fail(
                 row, StepErrorCode.TOO_MANY_ITEMS,

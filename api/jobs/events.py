@@ -1,15 +1,11 @@
 """A job's event stream: kept events after `Last-Event-ID`, then live ones, until `completed`."""
 
-import asyncio
-import re
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
-from redis.exceptions import RedisError
-
-from api import sse
+from api import following, sse
 from api.artifacts.schemas import artifact_view, presigned
 from api.context import Context
 from vyvo_dagster.dispatch.requeue import completion
@@ -23,61 +19,10 @@ __all__ = ["SIGNED", "follow", "shown"]
 SIGNED: Final = frozenset({JobEventKind.ARTIFACT, JobEventKind.COMPLETED})
 """Kinds whose data names artifacts; all others are passed on as they were published."""
 
-_ID: Final = re.compile(r"\d{1,20}(-\d{1,20})?")
-_AWAY_SECONDS: Final = 1.0
 
-
-async def follow(context: Context, job: Job, last_event_id: str | None) -> AsyncGenerator[str]:
+def follow(context: Context, job: Job, last_event_id: str | None) -> AsyncGenerator[str]:
     """The stream's text. A `completed` that was never published, or is gone, is made from the row."""
-    last = last_event_id if last_event_id and _ID.fullmatch(last_event_id) else "0-0"
-    while True:
-        if job.state in JOB.terminal:
-            async for text in _ended(context, job, last):
-                yield text
-            return
-        try:
-            async with aclosing(context.hub.follow(job.id, last, sse.KEEP_ALIVE_SECONDS)) as found:
-                async for events in found:
-                    if not events:
-                        yield sse.KEEP_ALIVE
-                        break
-                    last = events[-1].id
-                    text, job, ended = await _told(context, job, events)
-                    if text:
-                        yield text
-                    if ended:
-                        return
-        except RedisError:
-            # The row goes on without Redis; it is looked at once a second until events come again.
-            yield sse.KEEP_ALIVE
-            await asyncio.sleep(_AWAY_SECONDS)
-        job = await _row(context, job)
-
-
-async def _told(context: Context, job: Job, events: list[Event]) -> tuple[str, Job, bool]:
-    """The text of events up to the end, in one piece; the job, as far as known; whether it ended."""
-    texts: list[str] = []
-    for event in events:
-        ends = event.kind == JobEventKind.COMPLETED
-        if ends and job.requeued_at is not None:
-            job = await _row(context, job)
-            if not _is_end(job, event):
-                continue
-        texts.append(_text(context, event))
-        if ends:
-            return "".join(texts), job, True
-    return "".join(texts), job, False
-
-
-async def _ended(context: Context, job: Job, last: str) -> AsyncGenerator[str]:
-    for event in await _kept(context, job.id, last):
-        ends = event.kind == JobEventKind.COMPLETED
-        if ends and not _is_end(job, event):
-            continue
-        yield _text(context, event)
-        if ends:
-            return
-    yield sse.frame(JobEventKind.COMPLETED, await _of_row(context, job))
+    return following.follow(context, _Job(context, job), last_event_id)
 
 
 def shown(context: Context, event: Event) -> dict[str, Any]:
@@ -110,19 +55,55 @@ def _signed(context: Context, artifact: Mapping[str, Any]) -> dict[str, Any]:
     return {**artifact, "presigned_url": url}
 
 
-async def _kept(context: Context, job_id: UUID, last: str) -> list[Event]:
-    try:
-        return await context.hub.replay(job_id, last)
-    except RedisError:
-        return []
+@dataclass(slots=True)
+class _Job:
+    """A job that is followed; implements Followed."""
 
+    context: Context
+    row: Job
 
-async def _row(context: Context, job: Job) -> Job:
-    try:
-        async with context.database.transaction() as store:
-            return await store.jobs.get(job.id, None) or job
-    except Unavailable:
-        return job
+    @property
+    def topic(self) -> UUID:
+        """Its id."""
+        return self.row.id
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is over."""
+        return self.row.state in JOB.terminal
+
+    async def told(self, events: Sequence[Event]) -> tuple[str, bool]:
+        """A `completed` from before a requeue is passed over."""
+        texts: list[str] = []
+        for event in events:
+            ends = event.kind == JobEventKind.COMPLETED
+            if ends and self.row.requeued_at is not None:
+                await self.look()
+                if not _is_end(self.row, event):
+                    continue
+            texts.append(_text(self.context, event))
+            if ends:
+                return "".join(texts), True
+        return "".join(texts), False
+
+    async def rest(self, after: str) -> AsyncGenerator[str]:
+        """The end is the row's, where its event is gone."""
+        for event in await following.kept(self.context, self.row.id, after):
+            ends = event.kind == JobEventKind.COMPLETED
+            if ends and not _is_end(self.row, event):
+                continue
+            yield _text(self.context, event)
+            if ends:
+                return
+        yield sse.frame(JobEventKind.COMPLETED, await _of_row(self.context, self.row))
+
+    async def look(self) -> None:
+        """Read its row again, where the database answers."""
+        try:
+            async with self.context.database.transaction() as store:
+                self.row = await store.jobs.get(self.row.id, None) or self.row
+        except Unavailable:
+            return
 
 
 async def _of_row(context: Context, job: Job) -> dict[str, Any]:

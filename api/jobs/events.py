@@ -112,7 +112,7 @@ async def _of_row(context: Context, job: Job) -> dict[str, Any]:
         found = await store.artifacts.of_job(job.id)
     artifacts = [
         artifact_view(a, context.objects, seconds).model_dump(
-            mode="json", exclude={"job_id", "created_at"}
+            mode="json", exclude={"job_id", "created_at", "state", "deleted_at"}
         )
         for a in found
     ]

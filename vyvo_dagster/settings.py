@@ -56,7 +56,7 @@ class Settings(BaseSettings):
         default="postgresql://vyvo@127.0.0.1:5432/vyvo",
         description="libpq URL of the registry database.",
     )
-    redis_url: str = Field("redis://127.0.0.1:6379/0", description="URL of the Redis server.")
+    redis_url: str = Field(default="redis://127.0.0.1:6379/0", description="Redis server.")
     data_dir: Path = Field(
         default=Path(".vyvo"), description="Local state: caches, wheelhouse, venvs, logs."
     )
@@ -169,7 +169,7 @@ class Settings(BaseSettings):
     engine: EngineChoice = Field(
         default="auto", description="Whether builds and runners use containers."
     )
-    docker_host: str | None = Field(None, description="Docker engine URL; unset: Docker's own.")
+    docker_host: str | None = Field(default=None, description="Docker engine; unset: Docker's own.")
     build_backend: BuildBackendChoice = Field(
         default="auto", description="Backend for builds that name none."
     )
@@ -330,7 +330,7 @@ class AgentSettings(BaseSettings):
     engine: EngineChoice = Field(
         default="auto", description="Run runners as containers or as processes."
     )
-    docker_host: str | None = Field(None, description="Docker engine URL; unset: Docker's own.")
+    docker_host: str | None = Field(default=None, description="Docker engine; unset: Docker's own.")
     runners: Literal["agent", "systemd"] = Field(
         default="agent",
         description="Who looks after runners: this agent, or units vyvo-runner@<model>.service.",
@@ -390,7 +390,7 @@ class RunnerSettings(BaseSettings):
     )
     venv_dir: Path = Field(description="Where environments of the venv build backend are.")
     state_dir: Path = Field(description="Logs and home folders of runners.")
-    docker_host: str | None = Field(None, description="Docker engine URL; unset: Docker's own.")
+    docker_host: str | None = Field(default=None, description="Docker engine; unset: Docker's own.")
     stop_seconds: float = Field(
         default=10.0, ge=0, description="What a prediction has to end after SIGTERM."
     )

@@ -26,6 +26,7 @@ _COMMANDS: Mapping[str, tuple[str, str, str]] = {
     "keys": ("keys", "keys", "Make, list, rotate and revoke API keys."),
     "audit": ("keys", "audit", "List what was done, by which key."),
     "workflow": ("workflow", "workflow", "Check, push, run and follow workflows."),
+    "backup": ("backup", "backup", "Back up and restore databases and objects."),
     "up": ("up", "up", "Start the whole stack on this machine and stay in the foreground."),
     "api": ("services", "api", "Run the REST api."),
     "orchestrator": ("services", "orchestrator", "Run the orchestrator."),

@@ -28,6 +28,9 @@ _PORT = click.IntRange(1, 65535)
 @click.option("--grpc-port", type=_PORT, help="Serve gRPC there too. [default: off]")
 @click.option("--no-dagster", is_flag=True, help="Without Dagster: no builds, jobs still run.")
 @click.option(
+    "--servers-only", is_flag=True, help="PostgreSQL, Redis and S3 alone, to restore a backup."
+)
+@click.option(
     "--engine",
     type=click.Choice(get_args(EngineChoice)),
     default="auto",
@@ -51,6 +54,7 @@ def up(
     dagster_port: int | None,
     grpc_port: int | None,
     no_dagster: bool,
+    servers_only: bool,
     engine: EngineChoice,
     agents: int,
     as_json: bool,
@@ -69,9 +73,10 @@ def up(
         port=port,
         dagster_port=dagster_port,
         grpc_port=grpc_port,
-        dagster=not no_dagster,
+        dagster=not (no_dagster or servers_only),
+        servers_only=servers_only,
         engine=engine,
-        agents=agents,
+        agents=0 if servers_only else agents,
         as_json=as_json,
     )
     sys.exit(run_stack(options))

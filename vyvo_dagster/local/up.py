@@ -262,6 +262,10 @@ def _on_signals(supervisor: Supervisor) -> asyncio.Event:
 
 
 async def _summary(options: UpOptions, addresses: Addresses, data_dir: Path, elapsed: float) -> str:
+    if options.servers_only:
+        return (
+            f"\nthe servers answer after {elapsed:.1f} s; nothing else runs\nCtrl-C stops them.\n"
+        )
     return (
         f"\neverything answers after {elapsed:.1f} s\n"
         f"  api        {addresses.api_url}  (its reference: {addresses.api_url}/docs)\n"

@@ -163,6 +163,7 @@ def test_env_is_returned_as_a_copy() -> None:
         {"LD_PRELOAD": "/x.so"},
         {"ld_preload": "/x.so"},
         {"PYTHONPATH": "/x"},
+        {"OPENSSL_CONF": "/x"},
         {"PATH": "/x"},
         {"Path": "/x"},
         {"VYVO_S3_SECRET_KEY": "x"},

@@ -32,7 +32,7 @@ _ENV_COUNT: Final = 64
 _ENV_VALUE_BYTES: Final = 4096
 _ENV_TOTAL_BYTES: Final = 32768
 # They change which code a process loads, or belong to the platform's own contract with runners.
-_ENV_RESERVED = re.compile(r"(?:LD_|DYLD_|PYTHON|VYVO_|COG_|UV_|PIP_|DOCKER_|BUILDKIT_|GLIBC_|MALLOC_).*|"
+_ENV_RESERVED = re.compile(r"(?:LD_|DYLD_|PYTHON|VYVO_|COG_|UV_|PIP_|DOCKER_|BUILDKIT_|GLIBC_|MALLOC_|OPENSSL_).*|"
                            r"PATH|HOME|USER|SHELL|IFS|ENV|BASH_ENV|PROMPT_COMMAND|HOSTNAME|TMPDIR|"
                            r"GCONV_PATH|NODE_OPTIONS|PERL5OPT|RUBYOPT")  # fmt: skip
 _HF_ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?")

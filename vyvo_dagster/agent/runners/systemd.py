@@ -88,11 +88,12 @@ class SystemdLauncher:
         try:
             path = await asyncio.to_thread(self._write, spec, port)
             unit = instance_unit(_TEMPLATE, path.stem)
+            if known is not None and known.unit != unit:
+                await self._end(spec.assignment_id, known)
+            started = _Started(unit, port, spec.digest)
+            await asyncio.to_thread(self._write_down, spec.assignment_id, started)
         except (OSError, InvalidInput) as error:
             raise RunnerFailed(f"its unit cannot be set up: {error}") from error
-        if known is not None and known.unit != unit:
-            await self._end(spec.assignment_id, known)
-        self._write_down(spec.assignment_id, _Started(unit, port, spec.digest))
         _log.info("reload-or-restart %s", unit)
         refused = ""
         try:
@@ -103,7 +104,7 @@ class SystemdLauncher:
         if refused or not state.runs:
             why = refused or await self._systemctl.log_tail(unit)
             raise RunnerFailed(f"{unit} is {state.said}{f': {why}' if why else ''}")
-        return self._runner(spec.assignment_id, _Started(unit, port, spec.digest), state)
+        return self._runner(spec.assignment_id, started, state)
 
     async def sweep(self, keep: Iterable[UUID]) -> None:
         """Stop the units that this agent started before, but those of the assignments `keep`."""

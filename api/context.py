@@ -35,7 +35,8 @@ from vyvo_dagster.scaling.scalers import make_scalers
 from vyvo_dagster.scaling.worker import PoolWorker
 from vyvo_dagster.security.jwks import KeySet
 from vyvo_dagster.security.jwt_tokens import JwtPolicy, JwtVerifier
-from vyvo_dagster.security.secrets import EnvironmentSecrets, Secrets
+from vyvo_dagster.security.providers import make_secrets
+from vyvo_dagster.security.secrets import Secrets
 from vyvo_dagster.settings import S3Settings, Settings
 from vyvo_dagster.store.database import Database
 from vyvo_dagster.store.submissions import SubmissionLine
@@ -145,7 +146,7 @@ async def open_context(settings: Settings, s3: S3Settings) -> AsyncGenerator[Con
     log_redis = connect(settings.redis_url, max_connections=_FOLLOWERS)
     http = httpx.AsyncClient(timeout=httpx.Timeout(10.0, connect=2.0), trust_env=False)
     objects = ObjectStore(s3, artifact_ttl_seconds=settings.artifact_ttl_seconds)
-    secrets = EnvironmentSecrets(settings.secret_registries, settings.secret_hugging_face)
+    secrets = make_secrets(settings)
     relay, announcer = Relay(database, redis), Announcer(redis)
     registry = Registry(database, settings.postgres_dsn)
     try:

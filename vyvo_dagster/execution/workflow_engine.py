@@ -7,7 +7,7 @@ from vyvo_dagster.dispatch.service import run_service
 from vyvo_dagster.execution.containers.steps import ContainerSteps
 from vyvo_dagster.execution.hosts import HostEngines
 from vyvo_dagster.execution.routing.engines import Engines
-from vyvo_dagster.security.secrets import EnvironmentSecrets
+from vyvo_dagster.security.providers import make_secrets
 from vyvo_dagster.settings import HostsSettings, S3Settings, Settings
 from vyvo_dagster.store.database import Database
 from vyvo_dagster.store.records import Node
@@ -37,7 +37,7 @@ async def drive_with_hosts(
         return ContainerSteps(
             told, nodes=nodes, env=env, network=hosts.network, engines=Engines(),
             hosts=HostEngines(hosts.engines, hosts.tls_dir, hosts.weights_dir),
-            secrets=EnvironmentSecrets(settings.secret_registries),
+            secrets=make_secrets(settings),
         )  # fmt: skip
 
     await drive(settings, s3, stop, containers)

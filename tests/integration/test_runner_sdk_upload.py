@@ -1,8 +1,11 @@
 """`vyvo_runner.upload` against a real S3 server."""
 
 import hashlib
+import json
 import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -137,3 +140,22 @@ def test_a_server_that_is_not_there_is_given_up_on(
     with pytest.raises(vyvo_runner.UploadError, match=f"127.0.0.1:{port}"):
         vyvo_runner.upload(PNG)
     assert time.monotonic() - began < 15
+
+
+def test_a_runner_with_pydantic_1_uploads_too(prefix: str, tmp_path: Path) -> None:
+    """Models pin what they were made with; the SDK takes either."""
+    uv = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--target", str(tmp_path)]
+    subprocess.run([*uv, "pydantic>=1.10,<2"], check=True, timeout=180, capture_output=True)
+    code = (
+        "import json, pydantic, vyvo_runner\n"
+        "assert pydantic.VERSION.startswith('1.'), pydantic.VERSION\n"
+        "print(json.dumps(vyvo_runner.upload(b'fLaC\\0\\0')))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told == vyvo_runner.upload(b"fLaC\0\0") | {"expires_at": told["expires_at"]}
+    assert told["expires_at"].endswith("Z")

@@ -7,6 +7,7 @@ out: all that it holds is written again from the rows.
 """
 
 import json
+import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -80,6 +81,8 @@ def _write(site: Site, folder: Path, progress: Progress) -> Manifest:
         files={"objects.jsonl": digest_of(folder / "objects.jsonl")},
         bucket_prefix=site.s3.bucket_prefix, objects=count, object_bytes=size, vanished=vanished,
     )  # fmt: skip
+    # The manifest vouches for what is on the disk, not on its way there.
+    os.sync()
     manifest.write(folder)
     return manifest
 

@@ -23,6 +23,7 @@ from api.jobs.express import Express
 from api.keys import endpoints as keys
 from api.limits import BodyLimit
 from api.models import endpoints as models
+from api.models import history
 from api.node_pools import endpoints as node_pools
 from api.nodes import endpoints as nodes
 from api.openapi import add_openapi
@@ -80,7 +81,7 @@ def create_app(settings: Settings, s3: S3Settings | None = None) -> FastAPI:
         n.router
         for n in (builds, models, nodes, jobs, queue, artifacts, keys, audit, events, health)
     ]
-    routers += [jobs.dead_letters_router, webhooks.router, node_pools.router]
+    routers += [jobs.dead_letters_router, history.router, webhooks.router, node_pools.router]
     routers += [workflows.router, workflows.runs_router]
     for router in routers:
         app.include_router(router)

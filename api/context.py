@@ -28,6 +28,7 @@ from api.nodes.beats import Beats, Comparisons, beats, comparisons
 from vyvo_dagster.concurrency import cancel_all
 from vyvo_dagster.dispatch.input_schemas import InputSchemas
 from vyvo_dagster.dispatch.relay import Relay
+from vyvo_dagster.domain.build_queue import BuildLimits
 from vyvo_dagster.domain.node import HeartbeatPolicy
 from vyvo_dagster.errors import Unavailable
 from vyvo_dagster.objects import ObjectStore
@@ -159,7 +160,10 @@ async def open_context(settings: Settings, s3: S3Settings) -> AsyncGenerator[Con
                     database, _verifier(settings, http),
                     Failures(redis, settings.auth_failures_per_minute),
                 ),
-                launcher=Launcher(settings.dagster_url, http, database),
+                launcher=Launcher(
+                    settings.dagster_url, http, database, settings.postgres_dsn, redis,
+                    BuildLimits(settings.builds_per_host, settings.builds_per_template),
+                ),
                 input_schemas=InputSchemas(),
                 registry=registry, gateway=Gateway(
                     SubmissionLine(settings.postgres_dsn), redis, lambda: registry.weighing
@@ -185,6 +189,8 @@ async def open_context(settings: Settings, s3: S3Settings) -> AsyncGenerator[Con
                 context.loop("node pools", context.pools.run)
                 context.loop("key use", lambda: _note_use(context))
                 context.spawn("dagster warm-up", context.launcher.warm())
+                if settings.dagster_url is not None:
+                    context.loop("build queue", context.launcher.run)
                 yield context
             finally:
                 await context.end_tasks()

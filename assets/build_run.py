@@ -7,12 +7,14 @@ However a step ends, the build's row, the version's row and the log agree on it:
 - its worker goes away: nothing is changed, and the retry of the run goes on with the same build.
 """
 
+import errno
 import logging
 import re
 import threading
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from dagster import (
@@ -22,7 +24,7 @@ from dagster import (
     Failure,
 )
 
-from assets.build_lookup import take_build
+from assets.build_lookup import TakenBuild, take_build
 from resources import BuildingResource, ObjectsResource, StoreResource, StreamsResource
 from vyvo_dagster.building.log import BuildLog
 from vyvo_dagster.building.types import BuildCanceled
@@ -68,9 +70,9 @@ def build_step(
         Failure: the step failed, or the build is not this run's to execute.
         DagsterExecutionInterruptedError: it was canceled, or the worker is being stopped.
     """
-    build, version = take_build(context, store)
+    taken = take_build(context, store, building)
+    build, version = taken.build, taken.version
     secrets = [objects.secret_key, *(v for k, v in build.env.items() if _SECRET_NAME.search(k))]
-    spool = building.scratch(str(build.id)) / "log.jsonl"
     trace = op_trace(
         context.run.run_id, context.op_execution_context.get_step_execution_context().step.key
     )
@@ -79,14 +81,21 @@ def build_step(
         stack.enter_context(tracing.within(trace))
         redis = stack.enter_context(streams.connection())
         log = BuildLog(
-            str(build.id), spool, redis, keys.build_log(build.id), objects.store(), secrets=secrets
-        )
+            str(build.id), building.log_spool(str(build.id)), redis, keys.build_log(build.id),
+            objects.store(), secrets=secrets,
+        )  # fmt: skip
         stack.callback(log.detach)
-        cancel = stack.enter_context(_watch(build, context.run.run_id, store))
-        run = BuildRun(build, version, log, cancel)
+        watch = stack.enter_context(_watch(build, context.run.run_id, store, building))
+        run = BuildRun(build, version, log, watch.cancel)
+        _introduce(taken, log)
         try:
             yield run
         except BuildCanceled:
+            if watch.late:
+                said = f"{step}: gave up after {building.build_seconds:g} s in all"
+                log.line(step, f"failed: {said}")
+                end_build(run.build, context.run.run_id, run.log, store, BuildState.FAILED, said)
+                raise Failure(description=said, allow_retries=False) from None
             _canceled(context, run, store, step)
             raise DagsterExecutionInterruptedError from None
         except DagsterExecutionInterruptedError:
@@ -132,7 +141,7 @@ def end_build(
         ended = await db.builds.move(build.id, state, error=error)
         await db.builds.update(build.id, log_url=url, log_lines=count)
         version = await db.models.version_by_id(build.version_id)
-        # Not when another build has it by now.
+        # Not when another build has it by now, nor when it was ready before this build of it.
         if version is not None and version.build_id == build.id:
             await db.models.update(
                 version.id, frozenset({VersionState.BUILDING}), {"state": VersionState.DRAFT}
@@ -172,25 +181,57 @@ def _canceled(
         context.instance.report_run_canceling(current, "The build was canceled.")
 
 
+def _introduce(taken: TakenBuild, log: BuildLog) -> None:
+    """Say in the log who executes the build from here on, where that has changed."""
+    build = taken.build
+    if not taken.begun:
+        return
+    if build.attempt > 1:
+        log.line(
+            "queue", f"the worker that had the build is gone; {build.host} goes on with it"
+            f" (attempt {build.attempt})",
+        )  # fmt: skip
+    elif taken.waited is not None:
+        log.line("queue", f"begun on {build.host}, after it had waited: {taken.waited}")
+    else:
+        log.line("queue", f"begun on {build.host}")
+
+
+@dataclass(slots=True)
+class _Watch:
+    """Set `cancel` once the build is to stop; `late` says that its time is over."""
+
+    cancel: threading.Event
+    late: bool = False
+
+
 @contextmanager
-def _watch(build: Build, run_id: str, store: StoreResource) -> Generator[threading.Event]:
-    """An event that is set once the build's row says canceled, or that another run has it."""
-    cancel, done = threading.Event(), threading.Event()
+def _watch(
+    build: Build, run_id: str, store: StoreResource, building: BuildingResource
+) -> Generator[_Watch]:
+    """Look whether the build's row says canceled, another run has it, or its time is over."""
+    watch, done = _Watch(threading.Event()), threading.Event()
+    begun = build.started_at or datetime.now(UTC)
+    deadline = begun + timedelta(seconds=building.build_seconds)
 
     def look() -> None:
         while not done.wait(_WATCH_SECONDS):
+            if datetime.now(UTC) > deadline:
+                watch.late = True
+                watch.cancel.set()
+                return
             try:
                 now = store.call(lambda db: db.builds.get(build.id))
             except VyvoError:
                 continue
             if now is None or now.state is BuildState.CANCELED or now.run_id != run_id:
-                cancel.set()
+                watch.cancel.set()
                 return
 
     thread = threading.Thread(target=look, name=f"cancel-{build.id}", daemon=True)
     thread.start()
     try:
-        yield cancel
+        yield watch
     finally:
         done.set()
         thread.join(timeout=5.0)
@@ -200,6 +241,8 @@ def _sentence(step: str, error: Exception) -> str:
     """One line that names the step."""
     if isinstance(error, VyvoError):
         text = error.detail
+    elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        text = f"the build host's disk is full ({error.filename or 'no file named'})"
     elif isinstance(error, Failure):
         text = error.description or "it failed"
     else:

@@ -69,8 +69,13 @@ def runner_image(
         def on_state(state: BuildState) -> None:
             store.call(lambda db: db.builds.move(run.build.id, state))
 
+        def on_image(image: str, digest: str) -> None:
+            # Before the check: what was pushed is found by the collection, whatever becomes of it.
+            store.call(lambda db: db.builds.update(run.build.id, image=image, image_digest=digest))
+
         surroundings = building.context(
             run.log, run.cancel, on_state, locks=ObjectLocks(s3), share=partial(shared_file, s3, str(run.build.id)),
+            on_image=on_image,
             runner_env=objects.runner_environment(building.artifact_ttl_seconds),
         )  # fmt: skip
         base_image = base_image_of(run, template, building)
@@ -122,17 +127,12 @@ def _request(
 def _record(
     run: BuildRun, store: StoreResource, result: BuildResult, papers: Mapping[str, Any]
 ) -> None:
-    """Into the rows, and not yet as succeeded: the registry entry is the next step's."""
+    """Into the build's row, and not yet as succeeded: the registry entry is the next step's."""
     store.call(
         lambda db: db.builds.update(
             run.build.id, image=result.image, image_digest=result.digest, size_bytes=result.size_bytes,
-            durations=dict(result.durations), **papers,
-        )
-    )  # fmt: skip
-    store.call(
-        lambda db: db.models.update(
-            run.version.id, frozenset({run.version.state}),
-            {"input_schema": dict(result.input_schema), "output_schema": dict(result.output_schema)},
+            durations=dict(result.durations), input_schema=dict(result.input_schema),
+            output_schema=dict(result.output_schema), **papers,
         )
     )  # fmt: skip
 

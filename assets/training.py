@@ -1,8 +1,9 @@
 """`digits_diffusion_training`: the demo's model, trained here on real handwritten digits."""
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from dagster import AssetExecutionContext, Config, MaterializeResult, MetadataValue, asset
 from pydantic import Field
@@ -81,6 +82,6 @@ class _RunLog:
     def __init__(self, context: AssetExecutionContext) -> None:
         self._log = context.log
 
-    def line(self, step: str, text: str) -> None:
+    def line(self, step: str, text: str, fields: Mapping[str, Any] | None = None) -> None:
         """Log one line."""
         self._log.info("%s: %s", step, text)

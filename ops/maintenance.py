@@ -10,7 +10,7 @@ from dagster import OpExecutionContext, job, op
 from ops.rebuilds import request_rebuild, stale_versions
 from resources import BuildingResource, RetentionResource, StoreResource
 from vyvo_dagster.domain.build import BUILD
-from vyvo_dagster.errors import VersionExists
+from vyvo_dagster.errors import Conflict
 from vyvo_dagster.store.database import Store
 
 __all__ = ["rebuild_stale", "retention"]
@@ -70,22 +70,24 @@ def retention() -> None:
     remove_build_scratch()
 
 
-@op(description="Ask for a new build of every serving version whose image is stale.")
-def request_rebuilds(context: OpExecutionContext, store: StoreResource) -> list[str]:
-    """Returns the partition keys of the new versions; they are ready when built, and not yet active."""
+@op(description="Ask for a rebuild of every serving version whose image is stale.")
+def request_rebuilds(
+    context: OpExecutionContext, store: StoreResource, building: BuildingResource
+) -> list[str]:
+    """Returns the partition keys of what is rebuilt."""
     requested: list[str] = []
-    for stale in stale_versions(store, context.instance):
+    for stale in stale_versions(store, building):
         try:
-            made = store.call(lambda db, stale=stale: request_rebuild(db, stale))
-        except VersionExists:
-            context.log.info("%s is being rebuilt already", stale.partition)
+            build = store.call(lambda db, stale=stale: request_rebuild(db, stale))
+        except Conflict as error:
+            context.log.info("%s", error.detail)
             continue
-        context.log.info("%s: %s; building %s", stale.partition, stale.why, made)
-        requested.append(made)
+        context.log.info("%s: %s; build %s", stale.partition, stale.why, build.id)
+        requested.append(stale.partition)
     return requested
 
 
-@job(description="Build a new version of every serving version whose image is stale.")
+@job(description="Build every serving version once more whose image is stale.")
 def rebuild_stale() -> None:
     """See request_rebuilds."""
     request_rebuilds()

@@ -1,5 +1,6 @@
 """Where and how this host builds runners."""
 
+import socket
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -16,6 +17,7 @@ from vyvo_dagster.building.registry import read_manifest
 from vyvo_dagster.building.source import DEFAULT_SOURCE_HOSTS, SourceLimits
 from vyvo_dagster.building.types import BuildContext, LockStore, Log
 from vyvo_dagster.domain.build import BuildBackend, BuildState
+from vyvo_dagster.domain.build_queue import BuildLimits
 from vyvo_dagster.errors import BuildFailed
 from vyvo_dagster.settings import Settings
 
@@ -66,6 +68,22 @@ class BuildingResource(ConfigurableResource[None]):
         default=7 * 86400, gt=0, description="Life of a runner's artifacts."
     )
 
+    host: str = Field(
+        default_factory=socket.gethostname, description="Name of the build host that this is."
+    )
+    builds_per_host: int = Field(default=2, gt=0, description="Builds at work at a time on a host.")
+    builds_per_template: dict[str, int] = Field(
+        default_factory=dict, description="The same by template; * is for all others."
+    )
+    build_seconds: float = Field(default=7200.0, gt=0, description="What a build may take in all.")
+    push_attempts: int = Field(default=4, gt=0, description="Tries to push an image.")
+    keep_days: float = Field(
+        default=30.0, ge=0, description="Age at which what nobody refers to is collected."
+    )
+    keep_count: int = Field(
+        default=2, ge=0, description="Newest such images of a model that are kept all the same."
+    )
+
     @classmethod
     def of(
         cls, settings: Settings, hub_token: str | None = None, github_token: str | None = None
@@ -80,6 +98,13 @@ class BuildingResource(ConfigurableResource[None]):
             docker_host=settings.docker_host,
             backend=settings.build_backend,
             artifact_ttl_seconds=settings.artifact_ttl_seconds,
+            host=settings.build_host or socket.gethostname(),
+            builds_per_host=settings.builds_per_host,
+            builds_per_template=settings.builds_per_template,
+            build_seconds=settings.build_seconds,
+            push_attempts=settings.push_attempts,
+            keep_days=settings.keep_days,
+            keep_count=settings.keep_count,
             source_hosts=settings.source_hosts,
             source_max_bytes=settings.source_max_bytes,
             source_seconds=settings.source_seconds,
@@ -93,6 +118,11 @@ class BuildingResource(ConfigurableResource[None]):
             github_ref=settings.github_ref,
             github_api=settings.github_api,
         )
+
+    @property
+    def limits(self) -> BuildLimits:
+        """How many builds may be at work."""
+        return BuildLimits(self.builds_per_host, self.builds_per_template)
 
     @property
     def root(self) -> Path:
@@ -116,6 +146,10 @@ class BuildingResource(ConfigurableResource[None]):
             hosts=self.source_hosts, max_bytes=self.source_max_bytes, seconds=self.source_seconds,
             ca=Path(self.source_ca) if self.source_ca else None,
         )  # fmt: skip
+
+    def log_spool(self, build_id: str) -> Path:
+        """The file of one build's log on this host; its folder need not be there."""
+        return self.root / "builds" / build_id / "log.jsonl"
 
     def choose(self, asked: BuildBackend) -> Choice:
         """The backend of a build that asks for `asked`; Unavailable where it cannot work here."""
@@ -146,11 +180,14 @@ class BuildingResource(ConfigurableResource[None]):
         runner_env: dict[str, str],
         locks: LockStore | None = None,
         share: Callable[[Path], AbstractContextManager[str]] | None = None,
+        *,
+        on_image: Callable[[str, str], None],
     ) -> BuildContext:
         """The surroundings of one build."""
         return BuildContext(
             data_dir=self.root, log=log, cancel=cancel, on_state=on_state,
-            runner_env=runner_env, locks=locks, share=share,
+            runner_env=runner_env, locks=locks, share=share, on_image=on_image,
+            push_attempts=self.push_attempts,
         )  # fmt: skip
 
     def published(self, image: str) -> str:

@@ -1,11 +1,11 @@
 """`build_queue`: launches the builds that the api did not launch itself.
 
-The api launches a build at once by GraphQL; this sensor is what makes that safe. It reads the
-stream of builds and the rows that nobody launches, claims each row first, and so nothing runs
-twice however the two race.
+The api launches builds at once by GraphQL; this sensor is what makes that safe. It takes the
+builds that wait from the same queue, within the same limits, claims each row first, and so nothing
+runs twice however the two race. Launches that came to nothing are made again, and builds whose run
+has ended without ending them are ended.
 """
 
-from collections.abc import Iterable
 from uuid import UUID
 
 from dagster import (
@@ -23,13 +23,14 @@ from dagster import (
 from dagster._core.storage.tags import PARTITION_NAME_TAG
 
 from assets.jobs import build_runner
-from resources import StoreResource, StreamsResource
+from resources import BuildingResource, ObjectsResource, StoreResource, StreamsResource
+from sensors.run_status import end_abandoned
 from vyvo_dagster.domain.build import partition_key
 from vyvo_dagster.errors import Unavailable
 from vyvo_dagster.execution.lease import Lease, read_lease
 from vyvo_dagster.execution.names import BUILD_ID_TAG, LOST_TAG, MODEL_VERSIONS, TRACE_TAG
 from vyvo_dagster.store.records import Build
-from vyvo_dagster.streams import entries, keys
+from vyvo_dagster.streams import build_hosts, entries, keys
 from vyvo_dagster.streams.client import AsyncRedis
 
 __all__ = ["build_queue"]
@@ -55,7 +56,11 @@ _UNDER_WAY = [
     description="Launch queued builds that nobody has launched.",
 )
 def build_queue(
-    context: SensorEvaluationContext, store: StoreResource, streams: StreamsResource
+    context: SensorEvaluationContext,
+    store: StoreResource,
+    streams: StreamsResource,
+    objects: ObjectsResource,
+    building: BuildingResource,
 ) -> SensorResult | SkipReason:
     """One run per claimed build; an entry is acknowledged once its row was looked at."""
     try:
@@ -64,15 +69,16 @@ def build_queue(
         # The rows alone suffice.
         context.log.warning("%s", error.detail)
         read = []
-    announced = list(_ids(read))
-    waiting = store.call(lambda db: db.builds.unlaunched(_BATCH))
-    requests: list[RunRequest] = []
-    for build_id in dict.fromkeys([*announced, *waiting]):
-        under_way = build_id in waiting and _has_run(context.instance, streams, build_id)
-        build = store.call(lambda db, key=build_id: db.builds.claim_launch(key))
-        # A claim on a build whose run still waits for a worker only keeps it from the next ticks.
-        if build is not None and not under_way:
-            requests.append(_request(build))
+    # A claim on a build whose run still waits for a worker only keeps it from the next ticks.
+    requests = [
+        _request(build)
+        for build in store.call(lambda db: db.build_queue.claim_stale(_BATCH))
+        if not _has_run(context.instance, streams, build.id)
+    ]
+    hosts = _hosts(streams)
+    claimed = store.call(lambda db: db.build_queue.claim_next(building.limits, hosts))
+    requests += [_request(build) for build in claimed]
+    end_abandoned(context.instance, store, streams, objects, building)
     if read:
         streams.call(lambda redis: entries.acknowledge(redis, keys.GROUP_DAGSTER, read))
     if not requests:
@@ -105,12 +111,11 @@ async def _read(redis: AsyncRedis) -> list[entries.Entry]:
     return [*new, *left]
 
 
-def _ids(read: Iterable[entries.Entry]) -> Iterable[UUID]:
-    for entry in read:
-        try:
-            yield UUID(entry.fields.get("id", ""))
-        except ValueError:
-            continue
+def _hosts(streams: StreamsResource) -> int:
+    try:
+        return streams.call(build_hosts.count)
+    except Unavailable:
+        return 1
 
 
 def _has_run(instance: DagsterInstance, streams: StreamsResource, id: UUID) -> bool:

@@ -1,12 +1,18 @@
 """What a run could not say itself: its build ends when it was killed or never began."""
 
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Final
 from uuid import UUID
 
 from dagster import (
+    DagsterInstance,
     DagsterRun,
     DagsterRunStatus,
     DefaultSensorStatus,
     RunFailureSensorContext,
+    RunsFilter,
     RunStatusSensorContext,
     run_failure_sensor,
     run_status_sensor,
@@ -21,7 +27,9 @@ from vyvo_dagster.domain.build import BUILD, BuildState
 from vyvo_dagster.execution.names import BUILD_ID_TAG, LOST_TAG
 from vyvo_dagster.streams import keys
 
-__all__ = ["build_canceled", "build_failed"]
+__all__ = ["build_canceled", "build_failed", "end_abandoned"]
+
+_ABANDONED: Final = timedelta(minutes=5)
 
 
 @run_failure_sensor(
@@ -69,6 +77,40 @@ def build_canceled(
     _end(run, {run.run_id}, BuildState.CANCELED, None, store, streams, objects, building)
 
 
+def end_abandoned(
+    instance: DagsterInstance,
+    store: StoreResource,
+    streams: StreamsResource,
+    objects: ObjectsResource,
+    building: BuildingResource,
+) -> None:
+    """End the builds at work whose run ended long ago, or is unknown to Dagster.
+
+    The sensors above see each run's end once. Where that once was lost, a build would keep its
+    place for ever.
+    """
+    for build in store.call(lambda db: db.build_queue.at_work(_ABANDONED)):
+        run = None if build.run_id is None else instance.get_run_by_id(build.run_id)
+        if run is not None:
+            group = instance.get_run_group(run.run_id)
+            runs = [run, *(group[1] if group else ())]
+            # A run that is to be retried is retried within moments.
+            if any(not r.is_finished for r in runs) or _ended_lately(instance, runs):
+                continue
+        why = "run: its run has ended without ending it, or is unknown to Dagster"
+        with streams.connection() as redis:
+            spool = building.log_spool(str(build.id))
+            log = BuildLog(str(build.id), spool, redis, keys.build_log(build.id), objects.store())
+            log.line("run", why)
+            end_build(build, build.run_id or "", log, store, BuildState.FAILED, why)
+
+
+def _ended_lately(instance: DagsterInstance, runs: Sequence[DagsterRun]) -> bool:
+    records = instance.get_run_records(RunsFilter(run_ids=[run.run_id for run in runs]))
+    last = max((record.end_time or record.start_time or 0.0 for record in records), default=0.0)
+    return time.time() - last < _ABANDONED.total_seconds()
+
+
 def _end(
     run: DagsterRun,
     runs: set[str],
@@ -90,7 +132,7 @@ def _end(
     if build.state in BUILD.terminal and build.log_url is not None:
         return
     with streams.connection() as redis:
-        spool = building.scratch(str(build.id)) / "log.jsonl"
+        spool = building.log_spool(str(build.id))
         log = BuildLog(str(build.id), spool, redis, keys.build_log(build.id), objects.store())
         if error is not None:
             log.line("run", error)

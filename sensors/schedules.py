@@ -11,11 +11,15 @@ from dagster import (
 )
 
 from ops.artifacts import ArtifactsPass, collect, collect_artifacts
+from ops.collection import collect_unreferenced
 from ops.maintenance import rebuild_stale, retention
 from ops.rebuilds import stale_versions
-from resources import StoreResource
+from resources import BuildingResource, StoreResource
 
-__all__ = ["artifact_expiry", "artifact_sweep", "daily_retention", "weekly_rebuild"]
+__all__ = [
+    "artifact_expiry", "artifact_sweep", "changed_rebuild", "daily_collection", "daily_retention",
+    "weekly_rebuild",
+]  # fmt: skip
 
 artifact_expiry = ScheduleDefinition(
     name="artifact_expiry",
@@ -47,18 +51,43 @@ daily_retention = ScheduleDefinition(
 )
 
 
+daily_collection = ScheduleDefinition(
+    name="daily_collection",
+    job=collect_unreferenced,
+    cron_schedule="0 5 * * *",
+    execution_timezone="UTC",
+    default_status=DefaultScheduleStatus.RUNNING,
+    description="Remove images, environments and wheelhouses that nobody refers to any more.",
+)
+
+
 @schedule(
     job=rebuild_stale,
     cron_schedule="0 4 * * 0",
     execution_timezone="UTC",
-    description="Build new versions of what serves and is stale: its template changed, or its image is "
-    "more than a week old. Off until someone turns it on: it uses build hosts and adds versions.",
+    description="Build once more what serves and is stale: its template or base image changed, or its "
+    "image is more than a week old. Off until someone turns it on: it uses build hosts and adds versions.",
 )
 def weekly_rebuild(
-    context: ScheduleEvaluationContext, store: StoreResource
+    context: ScheduleEvaluationContext, store: StoreResource, building: BuildingResource
 ) -> RunRequest | SkipReason:
     """One run, unless nothing is stale."""
-    stale = stale_versions(store, context.instance)
-    if not stale:
+    if not stale_versions(store, building):
         return SkipReason("no serving version is stale")
     return RunRequest(run_key=f"{context.scheduled_execution_time:%Y-%m-%d}")
+
+
+@schedule(
+    job=rebuild_stale,
+    cron_schedule="15 * * * *",
+    execution_timezone="UTC",
+    description="The same once an hour, only where a template or a base image changed. Off until "
+    "someone turns it on.",
+)
+def changed_rebuild(
+    context: ScheduleEvaluationContext, store: StoreResource, building: BuildingResource
+) -> RunRequest | SkipReason:
+    """One run, unless nothing changed."""
+    if not stale_versions(store, building, max_age=None):
+        return SkipReason("no template and no base image of a serving version changed")
+    return RunRequest(run_key=f"{context.scheduled_execution_time:%Y-%m-%dT%H}")

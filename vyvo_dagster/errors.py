@@ -15,6 +15,7 @@
     ├── NotFound                  404 not_found
     ├── Conflict                  409 conflict
     │   ├── VersionExists         409 version_exists
+    │   ├── VersionImmutable      409 version_immutable
     │   ├── StaleAttempt          409 stale_attempt
     │   ├── StaleBoot             409 stale_boot
     │   ├── IllegalTransition     409 illegal_transition
@@ -56,6 +57,7 @@ __all__ = [
     "Unavailable",
     "UnknownTemplate",
     "VersionExists",
+    "VersionImmutable",
     "VyvoError",
 ]
 
@@ -166,6 +168,12 @@ class VersionExists(Conflict):
     """That version of the model is already built or being built."""
 
     code = "version_exists"
+
+
+class VersionImmutable(Conflict):
+    """What is ready is not changed any more: a new version is made instead."""
+
+    code = "version_immutable"
 
 
 class StaleAttempt(Conflict):

@@ -11,6 +11,8 @@ from uuid import UUID
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from vyvo_dagster.build_settings import BuildSettings
+
 __all__ = [
     "AgentSettings",
     "EngineChoice",
@@ -47,7 +49,7 @@ class S3Settings(BaseSettings):
     )
 
 
-class Settings(BaseSettings):
+class Settings(BuildSettings):
     """What the servers (api, orchestrator, Dagster code) need. Prefix `VYVO_`."""
 
     model_config = SettingsConfigDict(env_prefix="VYVO_", env_file=".env", extra="ignore")
@@ -179,35 +181,6 @@ class Settings(BaseSettings):
     base_image: str = Field(
         default="vyvo/base:bookworm", description="Default base image of builds."
     )
-    cuda_base_image: str | None = Field(
-        default=None, description="The same for templates that compute on GPUs; unset: base_image."
-    )
-    source_hosts: list[str] = Field(
-        default=["github.com", "gitlab.com", "bitbucket.org", "codeberg.org", "huggingface.co"],
-        description="Hosts (host or host:port) of builds' repositories; * allows all public ones.",
-    )
-    source_max_bytes: int = Field(
-        default=1 << 30, gt=0, description="Largest repository, as fetched and as files."
-    )
-    source_seconds: float = Field(default=600.0, gt=0, description="What fetching one may take.")
-    source_ca: Path | None = Field(
-        default=None, description="PEM certificates that those hosts are checked with."
-    )
-
-    builder: str | None = Field(
-        default=None,
-        description="BuildKit daemon that builds images instead of the engine, tcp://host:1234.",
-    )
-    hub_endpoint: str | None = Field(
-        default=None, description="Hub of hf:// weights; unset is Hugging Face's."
-    )
-    github_repository: str | None = Field(
-        default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9-]*/[A-Za-z0-9._-]+$",
-        description="owner/name whose workflow builds images for github_actions.",
-    )  # fmt: skip
-    github_workflow: str = Field(default="vyvo-build.yml", description="File of that workflow.")
-    github_ref: str = Field(default="main", description="Branch or tag whose workflow is run.")
-    github_api: str = Field(default="https://api.github.com", description="URL of GitHub's API.")
 
     heartbeat_seconds: float = Field(default=10.0, gt=0, description="Interval asked of agents.")
     suspect_seconds: float = Field(

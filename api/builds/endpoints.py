@@ -9,7 +9,7 @@ from fastapi.responses import Response, StreamingResponse
 
 from api import sse
 from api.auth import BuildsRead, BuildsWrite
-from api.builds import logs, service
+from api.builds import again, logs, service
 from api.builds.schemas import BuildAccepted, BuildRequest, BuildView, LogView, build_view
 from api.context import Context, Ctx
 from api.fields import Cursor, Limit, Listing, listing
@@ -89,11 +89,19 @@ async def cancel(build_id: UUID, principal: BuildsWrite, context: Ctx) -> BuildV
     return build_view(await service.cancel(context, principal, build_id))
 
 
+@router.post("/{build_id}/retry", status_code=202, summary="Build again what did not succeed")
+async def retry(
+    build_id: UUID, principal: BuildsWrite, context: Ctx, once: OnceDep
+) -> BuildAccepted:
+    """A new build of what a failed or canceled one asked for."""
+    return await again.retry(context, principal, build_id, once)
+
+
 @router.get(
     "/{build_id}/logs", summary="Follow a build's log", response_class=Response,
     responses={
         200: {
-            "description": "SSE events `log` {n, t, step, text} and last `end` {status}, ids are "
+            "description": "SSE events `log` {n, t, step, text, fields} and last `end` {status}, ids are "
             "line numbers; or the same lines as text.",
             "content": {"text/event-stream": {}, "text/plain": {}},
         }
@@ -120,7 +128,8 @@ async def _events(context: Context, build: Build, after: int) -> AsyncGenerator[
         if item is None:
             yield sse.KEEP_ALIVE
         elif isinstance(item, LogView):
-            yield sse.frame("log", item.model_dump(), str(item.n))
+            # The bytes of the stored log: the same members, in the same order.
+            yield sse.frame("log", item.model_dump(exclude_none=True), str(item.n))
         else:
             yield sse.frame("end", {"status": str(item)})
 

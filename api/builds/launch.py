@@ -1,21 +1,27 @@
-"""The direct launch of a build: one GraphQL request to the Dagster webserver.
+"""The direct launch of builds: one GraphQL request each to the Dagster webserver.
 
-The row is the trigger: this process claims it first, and whoever has the claim launches. Where
-Dagster is away the claim is given back, and the `build_queue` sensor takes the build.
+The row is the trigger: this process claims it first, in the order of the queue and where there is a
+place, and whoever has the claim launches. Where Dagster is away the claim is given back, and the
+`build_queue` sensor takes the build.
 """
 
 import asyncio
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Final
-from uuid import UUID
 
 import httpx
+import psycopg
 
 from vyvo_dagster.domain.build import partition_key
+from vyvo_dagster.domain.build_queue import BuildLimits
 from vyvo_dagster.errors import Unavailable
 from vyvo_dagster.store.database import Database
+from vyvo_dagster.store.notify import BUILDS_CHANNEL, listen
 from vyvo_dagster.store.records import Build
+from vyvo_dagster.streams import build_hosts
+from vyvo_dagster.streams.client import AsyncRedis
 
 __all__ = ["Launcher"]
 
@@ -64,17 +70,40 @@ _LONGEST_WARM_UP_PAUSE: Final = 10.0
 
 
 class Launcher:
-    """Launches and terminates the runs of builds.
+    """Launches the next builds of the queue, and terminates the runs of builds.
 
     Args:
         url: of the Dagster webserver; None leaves every launch to the sensor.
         http: a client that keeps its connections.
+        database: where the queue is.
+        dsn: of the same, for its notifications.
+        redis: where the build hosts say that they are there.
+        limits: how many builds may be at work.
     """
 
-    def __init__(self, url: str | None, http: httpx.AsyncClient, database: Database) -> None:
+    def __init__(
+        self, url: str | None, http: httpx.AsyncClient, database: Database, dsn: str,
+        redis: AsyncRedis, limits: BuildLimits,
+    ) -> None:  # fmt: skip
         self._url = None if url is None else f"{url.rstrip('/')}/graphql"
         self._http = http
         self._database = database
+        self._dsn = dsn
+        self._redis = redis
+        self._limits = limits
+        self._busy = asyncio.Lock()
+        self._wanted = False
+
+    async def run(self) -> None:
+        """Launch the next builds whenever one has ended, until canceled."""
+        while True:
+            try:
+                async for _ in listen(self._dsn, BUILDS_CHANNEL):
+                    with suppress(Unavailable):
+                        await self.launch_next()
+            except psycopg.OperationalError as error:
+                log.warning("notices of ended builds stopped: %s", str(error).splitlines()[0])
+                await asyncio.sleep(1.0)
 
     async def warm(self) -> None:
         """Ask until Dagster answers once, so that the first build does not pay for the connection."""
@@ -88,26 +117,35 @@ class Launcher:
             else:
                 return
 
-    async def launch(self, build_id: UUID) -> None:
-        """Launch a queued build's run, unless another launcher has claimed it."""
+    async def launch_next(self) -> None:
+        """Launch the builds that wait and have a place, in order; others are told to look again."""
         if self._url is None:
             return
-        async with self._database.transaction() as store:
-            build = await store.builds.claim_launch(build_id)
-        if build is None:
+        self._wanted = True
+        if self._busy.locked():
             return
-        launched = False
+        async with self._busy:
+            while self._wanted:
+                self._wanted = False
+                await self._launch_claimed()
+
+    async def _launch_claimed(self) -> None:
+        hosts = await build_hosts.count(self._redis)
+        async with self._database.transaction() as store:
+            claimed = await store.build_queue.claim_next(self._limits, hosts)
+        left = [build.id for build in claimed]
         try:
-            run_id = await self._launch(build)
-            launched = True
-            log.info("build %s is run %s", build_id, run_id)
+            for build in claimed:
+                run_id = await self._launch(build)
+                left.remove(build.id)
+                log.info("build %s is run %s", build.id, run_id)
         except Unavailable as error:
-            log.warning("build %s is left to the sensor: %s", build_id, error)
+            log.warning("builds are left to the sensor: %s", error)
         finally:
             # A run that was launched all the same does no harm: only one can begin the build.
-            if not launched:
+            if left:
                 async with self._database.transaction() as store:
-                    await store.builds.release_launch(build_id)
+                    await store.build_queue.release(left)
 
     async def launch_job(self, job: str, ops: Mapping[str, Any], tags: Mapping[str, str]) -> str:
         """Launch a run of a job of the code location, with the configuration of its ops; its id.

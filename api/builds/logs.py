@@ -21,18 +21,23 @@ __all__ = ["follow", "slice_of"]
 
 _IDLE_SECONDS: Final = 5.0
 _AWAY_SECONDS: Final = 1.0
-_PAGE: Final = 20_000
+_PAGE: Final = 200
+_PAGE_BYTES: Final = 1 << 20
 _SETTLE_SECONDS: Final = 3.0
 _SETTLE_PAUSE: Final = 0.05
 
 
 async def slice_of(context: Context, build: Build, offset: int, limit: int) -> LogSlice:
     """Up to `limit` lines after line `offset`."""
+    lines: list[LogView] = []
     try:
-        found = await _kept(context, build, offset, limit)
+        async with aclosing(_kept(context, build, offset)) as kept:
+            async for line in kept:
+                lines.append(line)
+                if len(lines) >= limit:
+                    break
     except (RedisError, Unavailable):
         return LogSlice(lines=[], next_offset=offset, available=False)
-    lines = [_view(line) for line in found]
     return LogSlice(lines=lines, next_offset=lines[-1].n if lines else offset)
 
 
@@ -52,10 +57,9 @@ async def follow(
         # Nothing came for a while: the end may have been reached without an entry that says so.
         build = await _row(context, build.id) or build
         yield None
-    while found := await _kept(context, build, last, _PAGE):
-        for line in found:
-            yield _view(line)
-            last = line.n
+    async with aclosing(_kept(context, build, last)) as kept:
+        async for line in kept:
+            yield line
     yield build.state
 
 
@@ -72,30 +76,43 @@ async def _live(context: Context, build_id: UUID, after: int) -> AsyncGenerator[
         await asyncio.sleep(_AWAY_SECONDS)
 
 
-async def _kept(context: Context, build: Build, after: int, limit: int) -> list[LogLine]:
-    """Lines after line `after`, from the stream, or the object where the stream has none."""
+async def _kept(context: Context, build: Build, after: int) -> AsyncGenerator[LogView]:
+    """Lines after line `after`, from the stream, then the object where the stream has no more."""
+    last = after
     try:
-        found = await logs.lines(context.redis, build.id, after, limit)
+        while found := await logs.lines(context.redis, build.id, last, _PAGE):
+            for line in found:
+                if line.end is not None:
+                    return
+                last = line.n
+                yield _view(line)
     except RedisError:
         if build.log_url is None:
             raise
-        found = []
-    found = [line for line in found if line.end is None]
-    if found or build.log_url is None or (build.log_lines is not None and after >= build.log_lines):
-        return found
-    return await asyncio.to_thread(_stored, context, build.log_url, after, limit)
+    if build.log_url is None or (build.log_lines is not None and last >= build.log_lines):
+        return
+    async with aclosing(_stored(context, build.log_url, last)) as stored:
+        async for line in stored:
+            yield line
 
 
-def _stored(context: Context, url: str, after: int, limit: int) -> list[LogLine]:
-    try:
-        whole = context.objects.get_bytes(url, max_bytes=128 << 20)
-    except NotFound:
-        # Expired: a build outlives its log.
-        return []
-    rows = whole.decode(errors="replace").splitlines()[after : after + limit]
-    return [
-        LogLine(**{k: row[k] for k in ("n", "t", "step", "text")}) for row in map(json.loads, rows)
-    ]
+async def _stored(context: Context, url: str, after: int) -> AsyncGenerator[LogView]:
+    """The same from the object, a page of bytes at a time: a log may be larger than this process."""
+    offset, rest = 0, b""
+    while True:
+        try:
+            page = await asyncio.to_thread(context.objects.get_range, url, offset, _PAGE_BYTES)
+        except NotFound:
+            # Expired: a build outlives its log.
+            return
+        offset += len(page)
+        *rows, rest = (rest + page).split(b"\n")
+        for raw in rows:
+            row = json.loads(raw)
+            if row["n"] > after:
+                yield LogView(**row)
+        if not page:
+            return
 
 
 async def _terminal(context: Context, build_id: UUID, said: BuildState) -> BuildState:
@@ -118,4 +135,5 @@ async def _row(context: Context, build_id: UUID) -> Build | None:
 
 
 def _view(line: LogLine) -> LogView:
-    return LogView(n=line.n, t=line.t, step=line.step, text=line.text)
+    fields = None if line.fields is None else dict(line.fields)
+    return LogView(n=line.n, t=line.t, step=line.step, text=line.text, fields=fields)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, Field
@@ -67,12 +67,16 @@ class BuildAccepted(BaseModel):
 
 
 class LogView(BaseModel):
-    """One line of a build's log. `n` counts from 1; `t` is seconds since the epoch."""
+    """One line of a build's log. `n` counts from 1; `t` is seconds since the epoch.
+
+    `fields` is what BuildKit says of it besides: the event, bytes of a transfer, colours.
+    """
 
     n: int
     t: float
     step: str
     text: str
+    fields: dict[str, Any] | None = None
 
 
 class LogSlice(BaseModel):
@@ -103,6 +107,10 @@ class BuildView(BaseModel):
     backend_used: BuildBackend | None
     tenant: str
     run_id: str | None
+    host: str | None = Field(description="The build host that executes it.")
+    attempt: int = Field(description="Runs that have taken it, one after another.")
+    rebuild_of: UUID | None = Field(description="The version that it builds once more.")
+    unchanged: bool = Field(description="It came to the digest that the version has.")
     image: str | None
     image_digest: str | None
     size_bytes: int | None
@@ -132,7 +140,8 @@ def build_view(build: Build, log: LogSlice | None = None) -> BuildView:
         version_id=build.version_id, runner_name=build.runner_name, template=build.template,
         repo=build.repo, ref=build.ref, source_commit=build.source_commit, weights_uri=build.weights_uri, env=masked(build.env),
         base_image=build.base_image, backend=build.backend, backend_used=build.backend_used,
-        tenant=build.tenant, run_id=build.run_id, image=build.image,
+        tenant=build.tenant, run_id=build.run_id, host=build.host, attempt=build.attempt,
+        rebuild_of=build.rebuild_of, unchanged=build.unchanged, image=build.image,
         image_digest=build.image_digest, size_bytes=build.size_bytes,
         base_digest=build.base_digest, template_hash=build.template_hash,
         lock_sha256=build.lock_sha256, has_sbom=build.sbom_url is not None, log_url=build.log_url, log_lines=build.log_lines,

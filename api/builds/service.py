@@ -52,7 +52,7 @@ async def submit(
         answer, done = await once(store, principal.tenant, request, BuildAccepted, write)
     if done:
         context.relay.kick()
-        context.spawn(f"launch of build {build_id}", context.launcher.launch(build_id))
+        context.spawn(f"launch of build {build_id}", context.launcher.launch_next())
     return answer
 
 

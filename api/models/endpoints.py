@@ -2,14 +2,17 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Query
 
 from api.audit.record import audit
 from api.auth import ModelsRead, ModelsWrite, check_owner
+from api.builds import again
+from api.builds.schemas import BuildAccepted
 from api.context import Ctx
 from api.fields import Limit, Listing
 from api.idempotency import OnceDep, once
 from api.models import service
+from api.models.paths import Name, Owner, Version
 from api.models.schemas import (
     ModelCreate,
     ModelUpdate,
@@ -27,10 +30,6 @@ from vyvo_dagster.errors import NotFound
 __all__ = ["router"]
 
 router = APIRouter(prefix="/api/models", tags=["models"])
-
-Owner = Annotated[str, Path(max_length=1024, examples=["vyvo"])]
-Name = Annotated[str, Path(max_length=1024, examples=["digits"])]
-Version = Annotated[str, Path(max_length=1024, examples=["v1"])]
 
 
 @router.get("", summary="List models")
@@ -135,6 +134,24 @@ async def update_version(
     return version_view(
         await service.update_version(context, principal, f"{owner}/{name}", version, body)
     )
+
+
+@router.post(
+    "/{owner}/{name}/versions/{version}/rebuild", status_code=202,
+    summary="Build a version once more",
+)  # fmt: skip
+async def rebuild(
+    owner: Owner,
+    name: Name,
+    version: Version,
+    principal: ModelsWrite,
+    context: Ctx,
+    request: OnceDep,
+) -> BuildAccepted:
+    """Of what it was built from: where that comes to the same digest nothing changes, else a version
+    `<version>+<date>` is registered, ready. The version itself is immutable.
+    """
+    return await again.rebuild(context, principal, f"{owner}/{name}", version, request)
 
 
 @router.post("/{owner}/{name}/promote", summary="Make a version the one that new jobs get")

@@ -87,7 +87,7 @@ class VersionPut(Body):
 
 
 class VersionUpdate(Body):
-    """What may change of a version. `resources` and `env` of a draft or a ready version only."""
+    """What may change of a version: `resources` and `env` of a draft, any version's retirement."""
 
     state: Literal[VersionState.RETIRED] | None = Field(None, description="Retire the version.")
     env: dict[str, str] | None = None
@@ -120,6 +120,7 @@ class VersionView(BaseModel):
     input_schema: dict[str, Any] | None
     output_schema: dict[str, Any] | None
     build_id: UUID | None
+    collected_at: datetime | None = Field(description="When its image was removed, if it was.")
     created_at: datetime
     updated_at: datetime
 

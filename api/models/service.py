@@ -11,7 +11,14 @@ from api.fields import check_json
 from api.models.schemas import VersionPut, VersionUpdate
 from vyvo_dagster.building.validation import validate_env
 from vyvo_dagster.domain.model import Modality, VersionState, parse_model_id, parse_version
-from vyvo_dagster.errors import Conflict, IllegalTransition, InvalidInput, NotFound, VersionExists
+from vyvo_dagster.errors import (
+    Conflict,
+    IllegalTransition,
+    InvalidInput,
+    NotFound,
+    VersionExists,
+    VersionImmutable,
+)
 from vyvo_dagster.objects import parse_s3_uri
 from vyvo_dagster.store.database import Store
 from vyvo_dagster.store.records import Model, ModelVersion
@@ -19,7 +26,7 @@ from vyvo_dagster.store.records import Model, ModelVersion
 __all__ = ["find", "find_version", "promote", "put_version", "rollback", "update_version"]
 
 _PROMOTE = "promote"
-_EDITABLE = frozenset({VersionState.DRAFT, VersionState.READY})
+_EDITABLE = frozenset({VersionState.DRAFT})
 
 
 async def find(store: Store, model_id: str, principal: Principal | None = None) -> Model:
@@ -144,8 +151,9 @@ async def update_version(
         if values:
             changed = await store.models.update(found.id, _EDITABLE, values)
             if changed is None:
-                raise IllegalTransition(
-                    f"version {version} is {found.state}; only a draft or ready one can be edited"
+                raise VersionImmutable(
+                    f"version {version} is {found.state}, and only a draft can be edited;"
+                    " register another version"
                 )
             found = changed
         if body.state is not None and found.state is not body.state:

@@ -5,11 +5,12 @@ The image tests are collected where a Docker engine with buildx and a registry a
 
 import json
 import os
+import re
 import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,7 +62,7 @@ class Lines:
 
     lines: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
 
-    def line(self, step: str, text: str) -> None:
+    def line(self, step: str, text: str, fields: Mapping[str, Any] | None = None) -> None:
         self.lines.append((step, text))
 
     def text(self) -> str:
@@ -85,6 +86,8 @@ class Bench:
     cancel: threading.Event = field(default_factory=threading.Event)
     states: list[BuildState] = field(default_factory=list[BuildState])
     build_id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    registry: str = REGISTRY
+    push_attempts: int = 4
 
     def build(self, backend: BuildBackend, **changes: Any) -> BuildResult:
         files = TemplateFiles(self.template, SHARED_DIR)
@@ -109,8 +112,9 @@ class Bench:
             timeout=240.0,
             ready_timeout=60.0,
             on_state=self.states.append,
+            push_attempts=self.push_attempts,
         )
-        return choose(backend, registry=REGISTRY).backend.build(request, context)
+        return choose(backend, registry=self.registry).backend.build(request, context)
 
     def leftovers(self) -> list[str]:
         """Containers of the build, and processes whose folder is inside the data directory."""
@@ -323,8 +327,13 @@ class TestImage:
     def test_a_failed_step_is_quoted(self, bench: Bench) -> None:
         dockerfile = bench.template / "Dockerfile"
         dockerfile.write_text(dockerfile.read_text() + f"RUN echo {bench.build_id} >&2; exit 7\n")
-        with pytest.raises(BuildFailed, match="exit code: 7"):
+        with pytest.raises(BuildFailed) as failed:
             bench.build(BuildBackend.BUILDX)
+        said = failed.value.detail
+        assert re.fullmatch(
+            rf"image: \[\d/\d\] RUN echo {bench.build_id} >&2; exit 7: exit code: 7: {bench.build_id}",
+            said,
+        )
         assert f": {bench.build_id}\n" in bench.log.text()
 
     def test_a_cancel_stops_the_image_build(self, bench: Bench) -> None:

@@ -24,21 +24,27 @@ from vyvo_dagster.objects import ObjectStore
 from vyvo_dagster.settings import S3Settings
 
 
-def _mounted(folder: Path, size: str) -> bool:
+@contextlib.contextmanager
+def mounted(folder: Path, size: str) -> Iterator[None]:
+    """A file system of that size at a folder."""
     argv = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-    with contextlib.suppress(OSError):
-        return subprocess.run(argv, capture_output=True, check=False).returncode == 0
-    return False
+    subprocess.run(argv, capture_output=True, check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def _can_mount() -> bool:
+def can_mount() -> bool:
     folder = Path(f"/tmp/vyvo-mount-{uuid.uuid4().hex[:8]}")
     folder.mkdir()
-    done = _mounted(folder, "1m")
-    if done:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-    folder.rmdir()
-    return done
+    try:
+        with mounted(folder, "1m"):
+            return True
+    except (OSError, subprocess.CalledProcessError):
+        return False
+    finally:
+        folder.rmdir()
 
 
 class Lines:
@@ -54,15 +60,14 @@ class Lines:
 class TestFullDisk:
     """With a file system of 4 MB."""
 
-    __test__ = _can_mount()
+    __test__ = can_mount()
 
     @pytest.fixture
     def small(self, tmp_path: Path) -> Iterator[Path]:
         folder = tmp_path / "small"
         folder.mkdir()
-        assert _mounted(folder, "4m")
-        yield folder
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+        with mounted(folder, "4m"):
+            yield folder
 
     def test_weights_that_have_no_room(self, small: Path, s3_settings: S3Settings) -> None:
         store = ObjectStore(s3_settings)

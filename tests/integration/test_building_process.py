@@ -5,7 +5,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +30,7 @@ WORKER = """
 import sys, threading
 from vyvo_dagster.building.process import run_logged
 class Log:
-    def line(self, step, text): pass
+    def line(self, step, text, fields=None): pass
 code = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(100)"
 argv = [sys.executable, "-c", code, sys.argv[1]]
 run_logged(argv, step="s", log=Log(), cancel=threading.Event(), timeout=100)
@@ -48,7 +50,7 @@ class Lines:
     def __init__(self) -> None:
         self.lines: list[tuple[str, str]] = []
 
-    def line(self, step: str, text: str) -> None:
+    def line(self, step: str, text: str, fields: Mapping[str, Any] | None = None) -> None:
         self.lines.append((step, text))
 
 

@@ -5,9 +5,10 @@ import http.server
 import secrets
 import ssl
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,7 +48,7 @@ class Quiet:
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def line(self, step: str, text: str) -> None:
+    def line(self, step: str, text: str, fields: Mapping[str, Any] | None = None) -> None:
         self.lines.append(f"{step}: {text}")
 
 

@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 from uuid_utils.compat import uuid7
 
-from vyvo_dagster.domain.build import BuildBackend, BuildState
+from vyvo_dagster.domain.build import BuildBackend
 from vyvo_dagster.domain.model import Modality, VersionState
 from vyvo_dagster.errors import Conflict, Unavailable, VersionExists
 from vyvo_dagster.store.database import Database, Store
@@ -52,29 +52,6 @@ async def test_migrations_give_the_tables_of_the_code(fresh_postgres_dsn: str) -
     await asyncio.to_thread(upgrade, fresh_postgres_dsn)
     await asyncio.to_thread(upgrade, fresh_postgres_dsn)
     assert await asyncio.to_thread(differences, fresh_postgres_dsn) == []
-
-
-async def test_a_launch_is_claimed_once_and_an_execution_begins_once(database: Database) -> None:
-    async with database.transaction() as store:
-        build_id = await queued_build(store)
-
-    async def claim() -> bool:
-        async with database.transaction() as store:
-            return await store.builds.claim_launch(build_id) is not None
-
-    assert sorted(await asyncio.gather(*[claim() for _ in range(5)])) == [False] * 4 + [True]
-    async with database.transaction() as store:
-        await store.builds.release_launch(build_id)
-        assert await store.builds.claim_launch(build_id) is not None
-        assert await store.builds.begin(build_id, "run-1") is not None
-        assert await store.builds.begin(build_id, "run-2") is None
-        assert await store.builds.begin(build_id, "run-1") is not None  # the same run, resumed
-        assert await store.builds.begin(build_id, "run-3", ["run-1"]) is not None  # its retry
-        assert await store.builds.begin(build_id, "run-1") is None
-        ended = await store.builds.move(build_id, BuildState.SUCCEEDED)
-        assert ended is not None
-        assert ended.finished_at is not None
-        assert await store.builds.move(build_id, BuildState.FAILED) is None
 
 
 async def test_a_version_is_built_once_and_a_failed_build_gives_it_back(database: Database) -> None:

@@ -275,7 +275,7 @@ class TestTemplates:
             "test ! -e /sys/class/net/eth0", """python -c "print('x' * 1000000)"; exit 7"""
         )
         host.make("loud", {"cog.yaml": loud, "app/predict.py": COG_PREDICT})
-        with pytest.raises(BuildFailed, match=r"^image failed.*") as caught:
+        with pytest.raises(BuildFailed, match=r"^image: \[\d/\d\] RUN .*exit code: 7") as caught:
             bench.build("cog", host, "loud", model_id=model())
         assert len(caught.value.detail) < 2000
         missing = COG_YAML.replace("humanize==4.12.3", "humanize==999.0")

@@ -19,7 +19,7 @@ def version(schema: dict[str, Any] | None) -> ModelVersion:
         id=uuid7(), model_id="a/b", version="v1", state=VersionState.READY, template="t",
         modality=Modality.IMAGE, runner_image=None, image_digest=None, weights_uri=None,
         weights_url=None, weights_sha256=None, weights_size_bytes=None, env={}, resources={},
-        input_schema=schema, output_schema=None, build_id=None, created_at=now, updated_at=now,
+        input_schema=schema, output_schema=None, build_id=None, collected_at=None, created_at=now, updated_at=now,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from vyvo_dagster.building.types import BuildContext
 from vyvo_dagster.building.wheelhouse import Target
 from vyvo_dagster.errors import BuildFailed, Unavailable
 
-__all__ = ["BaseImage", "inspect_base", "inspect_cog_image"]
+__all__ = ["BaseImage", "current_digest", "inspect_base", "inspect_cog_image"]
 
 _MARK: Final = "vyvo-probe "
 _PROBE: Final = (
@@ -95,9 +95,32 @@ def _identity(
         raise Unavailable(f"the Docker engine does not answer ({type(error).__name__})") from error
     finally:
         client.close()
-    digests = [str(item).rpartition("@")[2] for item in attrs.get("RepoDigests") or []]
     labels = cast("dict[str, str]", attrs.get("Config", {}).get("Labels") or {})
-    return str(attrs["Id"]), digests[0] if digests else str(attrs["Id"]), labels
+    return str(attrs["Id"]), _digest_of(attrs), labels
+
+
+def current_digest(reference: str, docker_host: str | None) -> str | None:
+    """The digest that `inspect_base` would give now, without a pull; None where there is no such image.
+
+    Raises:
+        Unavailable: the engine does not answer.
+    """
+    client = None
+    try:
+        client = engine_client(docker_host, timeout=10.0)
+        return _digest_of(cast("Any", client.images).get(reference).attrs)
+    except docker.errors.ImageNotFound:
+        return None
+    except (docker.errors.DockerException, requests.RequestException) as error:
+        raise Unavailable(f"the Docker engine does not answer ({type(error).__name__})") from error
+    finally:
+        if client is not None:
+            client.close()
+
+
+def _digest_of(attrs: Mapping[str, Any]) -> str:
+    digests = [str(item).rpartition("@")[2] for item in attrs.get("RepoDigests") or []]
+    return digests[0] if digests else str(attrs["Id"])
 
 
 def _probe(

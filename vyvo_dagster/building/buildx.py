@@ -11,9 +11,16 @@ from vyvo_dagster.building.bake import build_arguments
 from vyvo_dagster.building.caches import file_lock
 from vyvo_dagster.building.image_check import image_tag, verified_result
 from vyvo_dagster.building.image_context import complete_context
-from vyvo_dagster.building.process import run_logged
-from vyvo_dagster.building.progress import PlainProgress
-from vyvo_dagster.building.types import BuildContext, BuildRequest, BuildResult, Phases
+from vyvo_dagster.building.process import Shown, run_logged
+from vyvo_dagster.building.progress import RawProgress
+from vyvo_dagster.building.pushing import with_retries
+from vyvo_dagster.building.types import (
+    BuildCanceled,
+    BuildContext,
+    BuildRequest,
+    BuildResult,
+    Phases,
+)
 from vyvo_dagster.domain.build import BuildBackend, BuildState
 from vyvo_dagster.errors import BuildFailed
 
@@ -66,21 +73,36 @@ class BuildxBackend:
         builder = _remote_builder(self._builder, context, env) if self._builder else {}
         metadata = context.scratch(request.build_id) / "build.json"
         metadata.unlink(missing_ok=True)
-        argv = ["docker", "buildx", "build", "--progress", "plain", "--push", "--tag", tag,
+        argv = ["docker", "buildx", "build", "--progress", "rawjson", "--push", "--tag", tag,
                 "--metadata-file", str(metadata), *arguments]  # fmt: skip
-        progress = PlainProgress()
-        told = False
+        told = pushing = False
 
-        def on_line(line: str) -> tuple[str, str] | None:
-            nonlocal told
-            shown = progress(line)
-            if progress.pushing and not told:
-                told = True
-                context.on_state(BuildState.PUSHING)
-            return shown
+        def build() -> None:
+            nonlocal told, pushing
+            progress = RawProgress()
 
-        run_logged(argv, step="image", log=context.log, cancel=context.cancel, timeout=context.timeout,
-                   cwd=request.recipe.folder, env={**env, **builder}, on_line=on_line)  # fmt: skip
+            def on_line(line: str) -> list[Shown]:
+                nonlocal told
+                shown = progress(line)
+                if progress.pushing and not told:
+                    told = True
+                    context.on_state(BuildState.PUSHING)
+                return shown
+
+            try:
+                run_logged(argv, step="image", log=context.log, cancel=context.cancel, timeout=context.timeout,
+                           cwd=request.recipe.folder, env={**env, **builder}, on_line=on_line)  # fmt: skip
+            except BuildCanceled:
+                raise
+            except BuildFailed as error:
+                if progress.failure is None:
+                    raise
+                raise BuildFailed(f"image: {progress.failure}") from error
+            finally:
+                pushing = progress.pushing
+
+        with_retries(build, lambda: pushing, attempts=context.push_attempts, log=context.log,
+                     cancel=context.cancel)  # fmt: skip
         if not told:
             context.on_state(BuildState.PUSHING)
         return _manifest_digest(metadata)

@@ -40,16 +40,25 @@ def cached_folder(folder: Path, make: Callable[[Path], None], context: BuildCont
         BuildFailed: another build was at it for longer than the context's timeout.
         Whatever `make` raises; nothing is left then.
     """
-    if folder.is_dir():
+    if _used(folder):
         return folder
     lock = folder.with_name(f".{folder.name}.lock")
     with file_lock(lock, timeout=context.timeout, check=context.check_canceled):
-        if not folder.is_dir():
+        if not _used(folder):
             with _partial(folder) as partial:
                 make(partial)
                 partial.chmod(0o755)
                 partial.rename(folder)
     return folder
+
+
+def _used(folder: Path) -> bool:
+    """Whether it is there; its time says from now on that it was used now."""
+    try:
+        os.utime(folder)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 @contextmanager

@@ -46,6 +46,7 @@ def verified_result(
     manifest = read_manifest(registry, repository, digest)
     size = manifest.size_bytes if manifest else _local_size(image, docker_host)
     context.log.line("push", f"{image}, {size / 1e6:.1f} MB in the registry")
+    context.on_image(image, digest)
     with phases("check"):
         schemas = _check(image, request, context, docker_host)
     house = ready.wheelhouse

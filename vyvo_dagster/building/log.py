@@ -2,10 +2,11 @@
 
 Every line has a number from 1 and appears once, in order, in three places:
 
-- a spool file on the build host, one JSON object a line: `{"n", "t", "step", "text"}`;
-- a Redis stream, entry id `<n>-0`, fields `n`, `t`, `step`, `text`, for those who follow. An id
-  that is there already is refused by Redis, so a batch that is sent again after a lost answer adds
-  nothing. The last entry has `end`, the build's terminal state;
+- a spool file on the build host, one JSON object a line: `{"n", "t", "step", "text"}`, and `fields`
+  where a line has some;
+- a Redis stream, entry id `<n>-0`, fields `n`, `t`, `step`, `text`, `fields` (JSON), for those who
+  follow. An id that is there already is refused by Redis, so a batch that is sent again after a lost
+  answer adds nothing. The last entry has `end`, the build's terminal state;
 - after close, the object `builds/<build_id>.log` in the bucket `log`, the same JSON lines.
 
 The steps of a build may run in several processes one after another: a sink that is opened again
@@ -15,13 +16,15 @@ goes on where the last one stopped.
 import json
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Protocol, Self, cast
 
 import redis
 
+from vyvo_dagster.building.masking import Masker
+from vyvo_dagster.building.spool import Spool
 from vyvo_dagster.domain.build import BuildState
 from vyvo_dagster.domain.model import Modality
 from vyvo_dagster.errors import Unavailable
@@ -33,16 +36,15 @@ _FLUSH_SECONDS: Final = 0.05
 _BATCH: Final = 500
 _LINE_BYTES: Final = 16 << 10
 _TOTAL_BYTES: Final = 64 << 20
-_MASK: Final = "***"
-_MASKED_CHARS: Final = 4
 _OPEN_TTL: Final = 7 * 86400
-_CLOSED_TTL: Final = 86400
+# Those who follow read on to the end; everybody else reads the object.
+_CLOSED_TTL: Final = 3600
 
 
 class LogSink(Protocol):
     """Takes the lines of a build."""
 
-    def line(self, step: str, text: str) -> None:
+    def line(self, step: str, text: str, fields: Mapping[str, Any] | None = None) -> None:
         """Record text under a step; text with line breaks becomes several lines."""
         ...
 
@@ -67,7 +69,7 @@ class BuildLog:
         connection: Redis.
         key: of the stream.
         store: where the whole log goes on close.
-        secrets: values replaced by `***`; those under 4 characters are not secrets.
+        secrets: values replaced by `***`, see Masker.
 
     Raises:
         Unavailable: Redis does not answer when the log is opened.
@@ -83,38 +85,47 @@ class BuildLog:
         *,
         secrets: Iterable[str] = (),
     ) -> None:
-        self._build_id, self._spool, self._redis, self._key = build_id, spool, connection, key
+        self._build_id, self._redis, self._key = build_id, connection, key
         self._store = store
-        # Longest first: a secret that contains another must not leave its rest behind.
-        usable = {s for s in secrets if len(s) >= _MASKED_CHARS}
-        self._secrets = sorted(usable, key=len, reverse=True)
+        self._masked = Masker(secrets)
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
         self._stopping = self._cut = self._closed = False
-        spool.parent.mkdir(parents=True, exist_ok=True)
         self._pending: list[dict[str, str]] = []
         self._ended = False
-        self._lines, self._bytes = self._restore()
-        self._file = spool.open("a", encoding="utf-8")
+        self._file = Spool(spool)
+        try:
+            self._restore()
+        except BaseException:
+            self._file.close()
+            raise
         self._flusher = threading.Thread(target=self._run, name=f"log-{build_id}", daemon=True)
         self._flusher.start()
 
     @property
     def lines(self) -> int:
         """How many lines the log has."""
-        return self._lines
+        return self._file.lines
 
-    def line(self, step: str, text: str) -> None:
-        """Record text under a step. Never raises for a Redis that does not answer."""
-        for secret in self._secrets:
-            text = text.replace(secret, _MASK)
+    def line(self, step: str, text: str, fields: Mapping[str, Any] | None = None) -> None:
+        """Record text under a step.
+
+        Never raises for a Redis that does not answer, or a disk that is full.
+
+        Args:
+            step: of the build.
+            text: text with line breaks becomes several lines, a very long line several pieces.
+            fields: what else is known of it, as JSON; kept with the first of these.
+        """
+        text = self._masked(text)
+        known = self._masked.fields(fields) if fields else None
         with self._wake:
             if self._closed or self._ended:
                 return
             for part in text.splitlines() or [""]:
                 for piece in _pieces(part):
-                    self._add(step, piece)
-            self._file.flush()
+                    self._add(step, piece, known)
+                    known = None
             self._wake.notify()
 
     def flush(self, timeout: float = 5.0) -> None:
@@ -142,13 +153,9 @@ class BuildLog:
             Unavailable: the object store or Redis did not answer. Calling again is safe.
         """
         self._stop()
-        url = self._store.put_file(
-            self._store.bucket(Modality.LOG),
-            f"builds/{self._build_id}.log",
-            self._spool,
-            "application/x-ndjson",
-        )
-        n = self._lines + 1
+        bucket, key = self._store.bucket(Modality.LOG), f"builds/{self._build_id}.log"
+        url = self._file.store(self._store, bucket, key)
+        n = self.lines + 1
         end = {"n": str(n), "t": f"{time.time():.3f}", "step": "", "text": "", "end": str(state)}
         try:
             if self._pending:
@@ -175,16 +182,15 @@ class BuildLog:
     ) -> None:
         self._stop()
 
-    def _add(self, step: str, text: str) -> None:
+    def _add(self, step: str, text: str, fields: Mapping[str, Any] | None) -> None:
         if self._cut:
             return
-        if self._bytes > _TOTAL_BYTES:
-            self._cut, step, text = True, "log", f"the log is cut here, at {_TOTAL_BYTES >> 20} MiB"
-        self._lines += 1
-        row = {"n": self._lines, "t": round(time.time(), 3), "step": step, "text": text}
-        written = json.dumps(row) + "\n"
-        self._file.write(written)
-        self._bytes += len(written)
+        if self._file.bytes > _TOTAL_BYTES:
+            self._cut, step, fields = True, "log", None
+            text = f"the log is cut here, at {_TOTAL_BYTES >> 20} MiB"
+        row: dict[str, Any] = {"n": self._file.lines + 1, "t": round(time.time(), 3), "step": step}
+        row |= {"text": text} | ({"fields": dict(fields)} if fields else {})
+        self._file.append(row)
         self._pending.append(_entry(row))
 
     def _stop(self) -> None:
@@ -193,8 +199,7 @@ class BuildLog:
             self._closed = self._stopping = True
             self._wake.notify_all()
         self._flusher.join(timeout=5.0)
-        if not self._file.closed:
-            self._file.close()
+        self._file.close()
 
     def _run(self) -> None:
         pause = _FLUSH_SECONDS
@@ -230,35 +235,31 @@ class BuildLog:
             if isinstance(answer, redis.RedisError) and "equal or smaller" not in str(answer):
                 raise answer
 
-    def _restore(self) -> tuple[int, int]:
-        """Lines and bytes of what earlier sinks of this build wrote, here or on another host."""
-        rows: list[dict[str, Any]] = []
-        if self._spool.exists():
-            for raw in self._spool.read_bytes().split(b"\n"):
-                try:
-                    row = cast("dict[str, Any]", json.loads(raw))
-                except ValueError:
-                    continue
-                if row.get("n") == len(rows) + 1:
-                    rows.append(row)
-        spooled = len(rows)
+    def _restore(self) -> None:
+        """Go on with what earlier sinks of this build wrote, here or on another host."""
         try:
-            streamed = cast("list[Any]", self._redis.xrange(self._key, min=f"{spooled + 1}-0"))
+            streamed = self._streamed()
+            while self._file.lines < streamed and self._take_over():
+                pass
         except redis.RedisError as error:
             raise Unavailable("Redis does not answer; the build's log cannot be opened") from error
-        for _, raw_fields in streamed:
-            fields = {_text(k): _text(v) for k, v in cast("dict[Any, Any]", raw_fields).items()}
-            if "end" not in fields and int(fields["n"]) == len(rows) + 1:
-                rows.append({"n": int(fields["n"]), "t": float(fields["t"]),
-                             "step": fields["step"], "text": fields["text"]})  # fmt: skip
-        # Rewritten whole: a process that was killed may have left half a line.
-        data = "".join(json.dumps(row) + "\n" for row in rows)
-        partial = self._spool.with_suffix(".partial")
-        partial.write_text(data, encoding="utf-8")
-        partial.replace(self._spool)
         # What a Redis that was away, or flushed since, never got.
-        self._pending = [_entry(row) for row in rows[self._streamed() :]]
-        return len(rows), len(data)
+        self._pending = [_entry(row) for row in self._file.rows(streamed)]
+
+    def _take_over(self) -> bool:
+        """Add the next lines that only Redis has to the file; whether there were any."""
+        start = self._file.lines
+        found = cast("list[Any]", self._redis.xrange(self._key, f"{start + 1}-0", count=_BATCH))
+        for _, raw in found:
+            fields = {_text(k): _text(v) for k, v in cast("dict[Any, Any]", raw).items()}
+            if "end" in fields or int(fields["n"]) != self._file.lines + 1:
+                break
+            row: dict[str, Any] = {"n": int(fields["n"]), "t": float(fields["t"])}
+            row |= {"step": fields["step"], "text": fields["text"]}
+            if "fields" in fields:
+                row["fields"] = json.loads(fields["fields"])
+            self._file.append(row)
+        return self._file.lines > start
 
     def _streamed(self) -> int:
         """Number of the stream's last line; 0 for a stream that is empty or gone."""
@@ -271,7 +272,8 @@ class BuildLog:
 
 
 def _entry(row: dict[str, Any]) -> dict[str, str]:
-    return {"n": str(row["n"]), "t": f"{row['t']:.3f}", "step": row["step"], "text": row["text"]}
+    entry = {"n": str(row["n"]), "t": f"{row['t']:.3f}", "step": row["step"], "text": row["text"]}
+    return entry | ({"fields": json.dumps(row["fields"])} if "fields" in row else {})
 
 
 def _pieces(text: str) -> list[str]:

@@ -12,12 +12,13 @@ from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
+from vyvo_dagster.building.masking import CUT
 from vyvo_dagster.building.types import BuildCanceled, Log
 from vyvo_dagster.errors import BuildFailed
 
-__all__ = ["CancelFlag", "dying_with_us", "run_logged", "stop_group"]
+__all__ = ["CancelFlag", "Shown", "dying_with_us", "run_logged", "stop_group"]
 
 # PR_SET_PDEATHSIG (1): a build worker that is killed leaves nothing running. Set by a launcher
 # after the fork, because Python code between fork and exec can dead-lock a threaded worker. It
@@ -32,6 +33,9 @@ _GRACE_SECONDS = 3.0
 _TAIL_LINES = 12
 _LINE_BYTES = 1 << 20
 _QUOTED_CHARS = 600
+
+Shown = tuple[str, str] | tuple[str, str, Mapping[str, Any]]
+"""A line for the log: step, text, and fields where it has some."""
 
 
 class CancelFlag(Protocol):
@@ -51,7 +55,7 @@ def run_logged(
     timeout: float,
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
-    on_line: Callable[[str], tuple[str, str] | None] | None = None,
+    on_line: Callable[[str], Shown | list[Shown] | None] | None = None,
     watch: Callable[[], None] | None = None,
 ) -> str:
     """Run a command in its own process group and log what it prints.
@@ -64,7 +68,7 @@ def run_logged(
         timeout: seconds until the same happens.
         env: added to this process's environment.
         cwd: working directory.
-        on_line: turns a printed line into (step, text), or None to drop it.
+        on_line: turns a printed line into what is logged: a line, several, or None.
         watch: called with each line and four times a second in between; raises to stop the command.
 
     Returns:
@@ -98,9 +102,11 @@ def run_logged(
                 raise BuildFailed(f"{step}: gave up after {timeout:g} s")
             if watch is not None:
                 watch()
-            shown = (on_line(line) if on_line else (step, line)) if line is not None else None
-            if shown is not None:
-                log.line(*shown)
+            for shown in _shown(line, step, on_line):
+                if len(shown) == 3:
+                    log.line(shown[0], shown[1], shown[2])
+                else:
+                    log.line(shown[0], shown[1])
                 tail.append(shown[1])
         code = process.wait(timeout=max(deadline - time.monotonic(), 1.0))
     except subprocess.TimeoutExpired as error:
@@ -113,6 +119,19 @@ def run_logged(
     if code != 0:
         raise BuildFailed(f"{step} failed with exit status {code}: {_last(tail)}")
     return "\n".join(tail)
+
+
+def _shown(
+    line: str | None, step: str, on_line: Callable[[str], Shown | list[Shown] | None] | None
+) -> Sequence[Shown]:
+    if line is None:
+        return ()
+    if on_line is None:
+        return ((step, line),)
+    found = on_line(line)
+    if found is None:
+        return ()
+    return found if isinstance(found, list) else (found,)
 
 
 def _until_end(
@@ -164,6 +183,11 @@ def _read(stream: IO[bytes] | None, lines: "queue.SimpleQueue[str | None]") -> N
             while raw := stream.readline(_LINE_BYTES):
                 # A progress bar redraws its line with \r: only the last drawing counts.
                 text = raw.decode(errors="replace").rstrip("\r\n").rsplit("\r", 1)[-1]
+                if not raw.endswith(b"\n") and len(raw) == _LINE_BYTES:
+                    # In pieces, a secret could be cut in two and not be known again.
+                    text += CUT
+                    while (more := stream.readline(_LINE_BYTES)) and not more.endswith(b"\n"):
+                        pass
                 if text.strip():
                     lines.put(text)
     except (OSError, ValueError):

@@ -26,8 +26,8 @@ class BuildCanceled(BuildFailed):
 class Log(Protocol):
     """Takes the lines of a build, in order."""
 
-    def line(self, step: str, text: str) -> None:
-        """Record one line; text with line breaks becomes several."""
+    def line(self, step: str, text: str, fields: Mapping[str, Any] | None = None) -> None:
+        """Record one line, and what else is known of it; text with line breaks becomes several."""
         ...
 
 
@@ -134,6 +134,10 @@ def _ignore(_state: BuildState) -> None:
     return None
 
 
+def _ignore_image(_image: str, _digest: str) -> None:
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class BuildContext:
     """What surrounds a build.
@@ -147,6 +151,8 @@ class BuildContext:
         on_state: told when the build goes on to BuildState.PUSHING.
         share: puts a file where others can read it by URL while the block runs; None cannot.
         locks: where locks are kept for all build hosts; None keeps them on this one.
+        on_image: told the image and its digest once it is published, before its runner is checked.
+        push_attempts: tries to push an image.
         runner_env: the platform's environment of a runner (VYVO_S3_*), for the health check.
     """
 
@@ -158,6 +164,8 @@ class BuildContext:
     on_state: Callable[[BuildState], None] = _ignore
     locks: LockStore | None = None
     share: Callable[[Path], AbstractContextManager[str]] | None = None
+    on_image: Callable[[str, str], None] = _ignore_image
+    push_attempts: int = 4
     runner_env: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def scratch(self, build_id: str) -> Path:

@@ -79,6 +79,7 @@ class VenvBackend:
                 cached_folder(
                     folder, lambda out: _install(out, request, wheelhouse, context), context
                 )
+        context.on_image(f"venv://sha256:{digest}", f"sha256:{digest}")
         weights = str(request.weights_path.resolve()) if request.weights_path else None
         with phases("check"):
             context.log.line("check", "starting the runner as a process")

@@ -174,10 +174,15 @@ class Build(_Answer):
     template: str
     backend: str
     backend_used: str | None
+    host: str | None = None
+    attempt: int = 0
+    unchanged: bool = False
     image: str | None
     image_digest: str | None
     size_bytes: int | None
+    lock_sha256: str | None = None
     log_url: str | None
+    log_lines: int | None = None
     error: str | None
     durations: dict[str, float]
     created_at: datetime
@@ -209,6 +214,10 @@ class Version(_Answer):
     template: str
     runner_image: str | None
     image_digest: str | None
+    weights_sha256: str | None = None
+    resources: dict[str, int] = Field(default_factory=dict[str, int])
+    env: dict[str, str] = Field(default_factory=dict[str, str])
+    build_id: UUID | None = None
     input_schema: dict[str, Any] | None
     created_at: datetime
 

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from prometheus_client import Gauge
 
+from vyvo_dagster.domain.build import BUILD, BuildState
 from vyvo_dagster.domain.node import NodeState
 from vyvo_dagster.errors import Unavailable
 from vyvo_dagster.store.database import Database
@@ -45,6 +46,14 @@ class Gauges:
             for each in await store.assignments.placeable():
                 slots[each.node_id] += each.slots
             metrics.OUTBOX_LAG.set(await store.outbox.lag_seconds())
+            builds = await store.build_queue.depths()
+            collected = await store.collected.totals()
+        for state in BuildState:
+            if state not in BUILD.terminal:
+                metrics.BUILDS.labels(state).set(builds.get(state, 0))
+        for kind, (count, size) in collected.items():
+            metrics.COLLECTED.labels(kind).set(count)
+            metrics.COLLECTED_BYTES.labels(kind).set(size)
         for model, priority, count, oldest in depths:
             metrics.QUEUE_DEPTH.labels(model, priority).set(count)
             metrics.QUEUE_OLDEST.labels(model, priority).set(oldest)

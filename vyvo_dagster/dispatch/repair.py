@@ -81,7 +81,7 @@ class Repair:
             count += len(queued)
             last = queued[-1].id
         async with self._database.transaction() as store:
-            builds = await store.builds.unlaunched(_BATCH)
+            builds = await store.build_queue.unlaunched(_BATCH)
         await add_many(self._redis, [(keys.BUILDS, {"id": str(id_)}) for id_ in builds])
         orders = await self._resend(timedelta(0))
         await _SETTLE(self._redis, [mine, keys.EPOCH], [run_id])

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 
 from vyvo_dagster.domain.state import StateMachine
@@ -15,6 +16,7 @@ __all__ = [
     "file_stem",
     "parse_model_id",
     "parse_version",
+    "rebuilt_names",
 ]
 
 
@@ -95,6 +97,15 @@ def parse_version(value: str) -> str:
             "version must be 1 to 64 letters, digits and . _ + - ; it cannot start with . + -"
         )
     return value
+
+
+def rebuilt_names(version: str, now: datetime) -> list[str]:
+    """Names for a rebuild of a version, the first that is free is taken.
+
+    `<version>+<date>` is build metadata in the words of Semantic Versioning.
+    """
+    stem = f"{version.partition('+')[0][:50]}+{now:%Y%m%d}"
+    return [stem, *(f"{stem}.{n}" for n in range(2, 100))]
 
 
 def file_stem(model_id: str) -> str:

@@ -10,9 +10,10 @@ import importlib
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from types import FrameType
 from typing import Any, cast
 
@@ -22,6 +23,7 @@ from celery.signals import (
     worker_init,
     worker_process_init,
     worker_process_shutdown,
+    worker_ready,
     worker_shutting_down,
 )
 from celery.worker import state
@@ -36,6 +38,7 @@ from vyvo_dagster.execution.names import CODE_LOCATION_MODULE
 from vyvo_dagster.execution.tracing import traced_run
 from vyvo_dagster.execution.warm import warm
 from vyvo_dagster.settings import S3Settings, Settings
+from vyvo_dagster.streams.build_hosts import announced
 from vyvo_dagster.streams.client import connect_sync
 from vyvo_dagster.telemetry import logs, metrics, multiprocess, tracing
 
@@ -133,9 +136,20 @@ def _send_spans(**_kwargs: Any) -> None:
     tracing.stop()
 
 
+_host = ExitStack()
+
+
+@worker_ready.connect
+def _announce(**_kwargs: Any) -> None:
+    """Say that this host executes builds, until the worker stops."""
+    redis = _host.enter_context(closing(connect_sync(_settings.redis_url)))
+    _host.enter_context(announced(redis, _settings.build_host or socket.gethostname()))
+
+
 @worker_shutting_down.connect
 def _interrupt_runs(**_kwargs: Any) -> None:
     """Interrupt the runs under way: a build may take an hour, and its retry goes on with it."""
+    _host.close()
     for request in list(state.active_requests):
         pid = getattr(request, "worker_pid", None)
         if pid:

@@ -235,6 +235,23 @@ class ObjectStore:
             raise InvalidInput(f"{uri} is larger than {max_bytes} bytes")
         return data
 
+    def get_range(self, uri: str, offset: int, length: int) -> bytes:
+        """Up to `length` bytes from `offset` on; empty at and after the end. NotFound as get_bytes."""
+        left = self.stat(uri).size_bytes - offset
+        if left <= 0:
+            return b""
+        bucket, key = parse_s3_uri(uri)
+        with self._mapped(uri):
+            response: Any = self._client.get_object(
+                bucket_name=bucket, object_name=key, offset=offset, length=min(length, left)
+            )
+            try:
+                data: bytes = response.read()
+            finally:
+                response.close()
+                response.release_conn()
+        return data
+
     def stat(self, uri: str) -> ObjectStat:
         """Size, type, time and user metadata of an object."""
         bucket, key = parse_s3_uri(uri)

@@ -33,3 +33,12 @@ class AuditRepository:
                 query = query.where(column == wanted)
         found = await self._connection.execute(page(query, audit_log.c.id, cursor, limit))
         return [record(AuditEntry, row) for row in found.mappings()]
+
+    async def of_model(self, model_id: str, cursor: UUID | None, limit: int) -> list[AuditEntry]:
+        """What was done to a model or a version of it, newest first; one more than `limit`."""
+        subject = audit_log.c.subject
+        query = sa.select(audit_log).where(
+            sa.or_(subject == model_id, subject.startswith(f"{model_id}@", autoescape=True))
+        )
+        rows = await self._connection.execute(page(query, audit_log.c.id, cursor, limit))
+        return [record(AuditEntry, row) for row in rows.mappings()]

@@ -1,7 +1,6 @@
-"""Runner builds. The row is the trigger: who claims it launches it, who begins it executes it."""
+"""Runner builds: their rows. Who launches and who executes one is `build_queue`'s business."""
 
 from collections.abc import Iterable
-from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -9,25 +8,14 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from vyvo_dagster.domain.build import BUILD, BuildState
+from vyvo_dagster.store.build_tables import model_versions, runner_builds
+from vyvo_dagster.store.notify import BUILDS_CHANNEL, notify
 from vyvo_dagster.store.records import Build
 from vyvo_dagster.store.rows import page, record
-from vyvo_dagster.store.tables import runner_builds
 
 __all__ = ["BuildRepository"]
 
 _B = runner_builds.c
-# A launcher that died between its claim and the run's start gives way after this long.
-LAUNCH_CLAIM_LIFE = timedelta(seconds=60)
-
-
-def _launchable() -> sa.ColumnElement[bool]:
-    return sa.and_(
-        _B.state == BuildState.QUEUED,
-        sa.or_(
-            _B.launch_claimed_at.is_(None),
-            _B.launch_claimed_at < sa.func.now() - LAUNCH_CLAIM_LIFE,
-        ),
-    )
 
 
 class BuildRepository:
@@ -61,6 +49,23 @@ class BuildRepository:
         query = sa.select(runner_builds).where(_B.model_id == model_id, _B.version == version)
         return await self._one(query.order_by(_B.id.desc()).limit(1))
 
+    async def last_of(self, version_id: UUID, build_id: UUID) -> Build | None:
+        """The last successful build of a version: the one that made it, or a rebuild of it."""
+        query = sa.select(runner_builds).where(
+            sa.or_(_B.id == build_id, _B.rebuild_of == version_id),
+            _B.state == BuildState.SUCCEEDED,
+        )
+        return await self._one(query.order_by(_B.id.desc()).limit(1))
+
+    async def rebuilding(self, version_id: UUID) -> bool:
+        """Whether a version is being built once more; the version's row is locked until the end."""
+        lock = sa.select(model_versions.c.id).where(model_versions.c.id == version_id)
+        await self._connection.execute(lock.with_for_update())
+        open_ = sa.select(sa.func.count()).where(
+            _B.rebuild_of == version_id, _B.state.not_in(BUILD.terminal)
+        )
+        return bool((await self._connection.execute(open_)).scalar())
+
     async def browse(
         self,
         tenant: str | None,
@@ -77,48 +82,6 @@ class BuildRepository:
         rows = await self._connection.execute(page(query, _B.id, cursor, limit))
         return [record(Build, r) for r in rows.mappings()]
 
-    async def claim_launch(self, id: UUID) -> Build | None:
-        """Claim the launch of a queued build; None when another launcher has it or it is not queued."""
-        return await self._one(
-            sa.update(runner_builds)
-            .where(_B.id == id, _launchable())
-            .values(launch_claimed_at=sa.func.now())
-            .returning(runner_builds)
-        )
-
-    async def release_launch(self, id: UUID) -> None:
-        """Give a claim back after a launch that failed, so that the sensor takes it."""
-        await self._connection.execute(
-            sa.update(runner_builds)
-            .where(_B.id == id, _B.state == BuildState.QUEUED)
-            .values(launch_claimed_at=None)
-        )
-
-    async def unlaunched(self, limit: int) -> list[UUID]:
-        """Queued builds that nobody launches, oldest first: what a lost stream entry leaves behind."""
-        query = sa.select(_B.id).where(_launchable()).order_by(_B.created_at).limit(limit)
-        return list((await self._connection.execute(query)).scalars())
-
-    async def begin(self, id: UUID, run_id: str, earlier_runs: Iterable[str] = ()) -> Build | None:
-        """Take the build for execution by `run_id`; None when another run has it or it has ended.
-
-        A retry of the run names the runs that it retries, and takes over from them.
-        """
-        mine = sa.and_(
-            _B.state.in_((BuildState.BUILDING, BuildState.PUSHING)),
-            _B.run_id.in_([run_id, *earlier_runs]),
-        )
-        return await self._one(
-            sa.update(runner_builds)
-            .where(_B.id == id, sa.or_(_B.state == BuildState.QUEUED, mine))
-            .values(
-                state=BuildState.BUILDING,
-                run_id=run_id,
-                started_at=sa.func.coalesce(_B.started_at, sa.func.now()),
-            )
-            .returning(runner_builds)
-        )
-
     async def update(self, id: UUID, **values: Any) -> None:
         """Set columns other than the state."""
         await self._connection.execute(sa.update(runner_builds).where(_B.id == id).values(**values))
@@ -127,6 +90,8 @@ class BuildRepository:
         """Move a build along an arrow of its state machine; None when there is no such arrow."""
         if to in BUILD.terminal:
             values["finished_at"] = sa.func.now()
+            # There is a place for another one.
+            await notify(self._connection, BUILDS_CHANNEL, str(id))
         return await self._one(
             sa.update(runner_builds)
             .where(_B.id == id, _B.state.in_(BUILD.before(to)))

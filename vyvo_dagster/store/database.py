@@ -16,7 +16,9 @@ from vyvo_dagster.store.assignments import AssignmentRepository
 from vyvo_dagster.store.attempts import AttemptRepository
 from vyvo_dagster.store.audit import AuditRepository
 from vyvo_dagster.store.beats import BeatRepository
+from vyvo_dagster.store.build_queue import BuildQueueRepository
 from vyvo_dagster.store.builds import BuildRepository
+from vyvo_dagster.store.collected import CollectedRepository
 from vyvo_dagster.store.dead_letters import DeadLetterRepository
 from vyvo_dagster.store.demand import DemandRepository
 from vyvo_dagster.store.dispatches import DispatchRepository
@@ -57,7 +59,10 @@ class Store:
         self.attempts = AttemptRepository(connection)
         self.audit = AuditRepository(connection)
         self.beats = BeatRepository(connection)
+        self.audit = AuditRepository(connection)
+        self.build_queue = BuildQueueRepository(connection)
         self.builds = BuildRepository(connection)
+        self.collected = CollectedRepository(connection)
         self.dead_letters = DeadLetterRepository(connection)
         self.demand = DemandRepository(connection)
         self.dispatches = DispatchRepository(connection)

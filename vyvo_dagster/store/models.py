@@ -10,10 +10,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from vyvo_dagster.domain.model import VERSION, Modality, VersionState
 from vyvo_dagster.errors import VersionExists
+from vyvo_dagster.store.build_tables import model_versions, models
 from vyvo_dagster.store.notify import REGISTRY_CHANNEL, notify
 from vyvo_dagster.store.records import Model, ModelVersion
 from vyvo_dagster.store.rows import record
-from vyvo_dagster.store.tables import model_versions, models
 
 __all__ = ["SERVABLE", "ModelRepository"]
 

@@ -7,12 +7,14 @@ import sqlalchemy as sa
 from psycopg import sql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-__all__ = ["REGISTRY_CHANNEL", "WORKFLOW_CHANNEL", "listen", "notify"]
+__all__ = ["BUILDS_CHANNEL", "REGISTRY_CHANNEL", "WORKFLOW_CHANNEL", "listen", "notify"]
 
 REGISTRY_CHANNEL = "vyvo_registry"
 """Versions, nodes or assignments changed; the payload is an id."""
 WORKFLOW_CHANNEL = "vyvo_workflows"
 """`run:<id>`: a workflow run was queued or is to be canceled. `version:<id>`: one was pushed."""
+BUILDS_CHANNEL = "vyvo_builds"
+"""A build has ended; the payload is its id."""
 
 
 async def notify(connection: AsyncConnection, channel: str, payload: str) -> None:

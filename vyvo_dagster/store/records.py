@@ -65,6 +65,7 @@ class ModelVersion:
     input_schema: Mapping[str, Any] | None
     output_schema: Mapping[str, Any] | None
     build_id: UUID | None
+    collected_at: datetime | None
     created_at: datetime
     updated_at: datetime
 
@@ -91,6 +92,10 @@ class Build:
     state: BuildState
     launch_claimed_at: datetime | None
     run_id: str | None
+    host: str | None
+    attempt: int
+    rebuild_of: UUID | None
+    unchanged: bool
     image: str | None
     image_digest: str | None
     size_bytes: int | None
@@ -99,6 +104,8 @@ class Build:
     sbom_url: str | None
     base_digest: str | None
     template_hash: str | None
+    input_schema: Mapping[str, Any] | None
+    output_schema: Mapping[str, Any] | None
     log_url: str | None
     log_lines: int | None
     error: str | None

@@ -11,6 +11,7 @@ from vyvo_dagster.domain.job import Priority
 __all__ = [
     "ALL_EVENTS",
     "BUILDS",
+    "BUILD_HOSTS",
     "EPOCH",
     "GROUP_AGENT",
     "GROUP_DAGSTER",
@@ -43,6 +44,8 @@ BUILDS: Final = "vyvo:builds"
 """Stream of builds to launch; fields: id."""
 WORKFLOW_RUNS: Final = "vyvo:workflow-runs"
 """Stream of workflow runs to start; fields: tenant, workflow, inputs (JSON), key, priority."""
+BUILD_HOSTS: Final = "vyvo:build-hosts"
+"""Sorted set of the hosts that execute builds; the score is when each last said so, in seconds."""
 QUEUES: Final = "vyvo:queues"
 """Set of the streams of queued jobs that hold an entry, claimed or not."""
 WAKE: Final = "vyvo:wake"

@@ -1,8 +1,9 @@
 """Log lines of a build under way, as the build's log sink writes them."""
 
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from vyvo_dagster.streams import keys
@@ -12,14 +13,22 @@ from vyvo_dagster.streams.entries import entries_of
 __all__ = ["LogLine", "follow", "lines"]
 
 
+# Lines are up to 16 KiB: what one follower holds at a time.
+_BATCH: Final = 200
+
+
 @dataclass(frozen=True, slots=True)
 class LogLine:
-    """One line. `n` counts from 1; `t` is seconds since the epoch; `end` is set on the last entry."""
+    """One line. `n` counts from 1; `t` is seconds since the epoch; `end` is set on the last entry.
+
+    `fields` is what else is known of it, see building.log.
+    """
 
     n: int
     t: float
     step: str
     text: str
+    fields: Mapping[str, Any] | None = None
     end: str | None = None
 
 
@@ -29,6 +38,7 @@ def _line(fields: dict[str, str]) -> LogLine:
         t=float(fields.get("t", 0)),
         step=fields.get("step", ""),
         text=fields.get("text", ""),
+        fields=json.loads(fields["fields"]) if "fields" in fields else None,
         end=fields.get("end"),
     )
 
@@ -46,7 +56,7 @@ async def follow(
     last = f"{after}-0"
     key = keys.build_log(build_id)
     while True:
-        answer = await redis.xread({key: last}, count=500, block=int(idle * 1000))
+        answer = await redis.xread({key: last}, count=_BATCH, block=int(idle * 1000))
         found = entries_of(answer)
         if not found:
             yield None

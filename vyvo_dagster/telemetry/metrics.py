@@ -16,8 +16,11 @@ __all__ = [
     "AGENT_PHASES",
     "AGENT_REPORTS",
     "AGENT_RUNNING",
+    "BUILDS",
     "BUILD_DURATION",
     "BUILD_PHASES",
+    "COLLECTED",
+    "COLLECTED_BYTES",
     "CONTENT_TYPE",
     "GPU_MEMORY",
     "GPU_UTILIZATION",
@@ -125,6 +128,11 @@ AGENT_HEARTBEAT: Final = Histogram(
     "Time until a heartbeat was answered.",
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
 )
+BUILDS: Final = Gauge("vyvo_builds", "Builds that have not ended.", ["status"])
+COLLECTED: Final = Gauge(
+    "vyvo_collected_total", "Images and caches removed since the installation.", ["kind"]
+)
+COLLECTED_BYTES: Final = Gauge("vyvo_collected_bytes_total", "Bytes of what was removed.", ["kind"])
 SSE_CLIENTS: Final = Gauge("vyvo_sse_clients", "Open event streams.", ["route"])
 OUTBOX_LAG: Final = Gauge(
     "vyvo_outbox_lag_seconds", "Age of the oldest stream entry still to be written."

@@ -3,6 +3,7 @@
 import json
 import time
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
@@ -10,7 +11,10 @@ import sqlalchemy as sa
 from uuid_utils.compat import uuid7
 
 from vyvo_dagster.domain.build import BuildState
+from vyvo_dagster.domain.build_queue import BuildLimits
+from vyvo_dagster.domain.model import Modality
 from vyvo_dagster.objects import ObjectStore
+from vyvo_dagster.settings import S3Settings
 from vyvo_dagster.store.database import Database
 from vyvo_dagster.streams import keys
 from vyvo_dagster.streams.client import connect
@@ -245,7 +249,7 @@ async def test_the_log_is_followed_live_and_resumed(
                 if line == 'data: {"n":3,"t":1.5,"step":"lock","text":"line 3"}':
                     break
             async with database.transaction() as store:
-                await store.builds.begin(build_id, "run")
+                await store.build_queue.begin(build_id, "run", "host", BuildLimits(10_000))
                 await store.builds.move(build_id, BuildState.SUCCEEDED, log_lines=5)
             await _log(api, build_id, 4, 2, end="succeeded")
             got += [line async for line in lines]
@@ -290,3 +294,61 @@ def test_a_build_that_is_not_there(admin: httpx.Client) -> None:
     ):
         assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
     assert admin.get("/api/builds/not-an-id").status_code == 422
+
+
+async def test_the_papers_of_a_build(
+    admin: httpx.Client, database: Database, s3_settings: S3Settings
+) -> None:
+    build_id = admin.post("/api/builds", json=body()).json()["build_id"]
+    objects = ObjectStore(s3_settings)
+    for paper in ("lock", "sbom"):
+        answer = admin.get(f"/api/builds/{build_id}/{paper}")
+        assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+    bucket = objects.bucket(Modality.MODEL)
+    lock = objects.put_bytes(bucket, f"builds/{build_id}/requirements.lock", b"numpy==2.0\n")
+    sbom = objects.put_bytes(bucket, f"builds/{build_id}/sbom.cdx.json", b"{}")
+    async with database.transaction() as store:
+        await store.builds.update(
+            UUID(build_id), lock_url=lock, sbom_url=sbom, source_commit="a" * 40,
+            base_digest="sha256:b", template_hash="sha256:c",
+        )  # fmt: skip
+    answer = admin.get(f"/api/builds/{build_id}/lock")
+    assert (answer.text, answer.headers["content-type"]) == (
+        "numpy==2.0\n",
+        "text/plain; charset=utf-8",
+    )
+    answer = admin.get(f"/api/builds/{build_id}/sbom")
+    assert (answer.json(), answer.headers["content-type"]) == ({}, "application/vnd.cyclonedx+json")
+    shown = admin.get(f"/api/builds/{build_id}").json()
+    assert (shown["source_commit"], shown["base_digest"]) == ("a" * 40, "sha256:b")
+    assert (shown["template_hash"], shown["has_sbom"]) == ("sha256:c", True)
+
+
+SOURCES = [
+    ({"repo": "https://evil.example/x/y"}, "invalid_input", "VYVO_SOURCE_HOSTS"),
+    ({"repo": "https://github.com.evil.example/x/y"}, "invalid_input", "VYVO_SOURCE_HOSTS"),
+    ({"ref": "--upload-pack=x"}, "invalid_input", "branch, a tag"),
+    ({"repo": None, "ref": "main"}, "invalid_input", "name the repo too"),
+    ({"weights_uri": None}, "invalid_weights_uri", "needs weights"),
+    ({"template": "cog", "repo": None}, "invalid_input", "cog.yaml"),
+    ({"template": "video", "repo": None}, "invalid_input", "needs a repo"),
+    ({"modality": "smell"}, "invalid_input", ""),
+]
+
+
+@pytest.mark.parametrize(("change", "code", "said"), SOURCES, ids=lambda v: json.dumps(v)[:50])
+def test_a_source_that_cannot_be_is_refused(
+    admin: httpx.Client, change: dict[str, Any], code: str, said: str
+) -> None:
+    answer = admin.post("/api/builds", json=body(**change))
+    assert (answer.status_code, answer.json()["code"]) == (422, code), answer.text
+    assert said in answer.json()["detail"]
+
+
+def test_a_cog_build_says_what_it_makes(admin: httpx.Client) -> None:
+    asked = body(template="cog", ref="v1.0.2", modality="audio", weights_uri=None)
+    build_id = admin.post("/api/builds", json=asked).json()["build_id"]
+    shown = admin.get(f"/api/builds/{build_id}").json()
+    assert (shown["repo"], shown["ref"], shown["source_commit"]) == (asked["repo"], "v1.0.2", None)
+    version = admin.get(f"/api/models/{asked['model_id']}/versions").json()["items"][0]
+    assert version["modality"] == "audio"

@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import sqlalchemy as sa
 
+from vyvo_dagster.domain.model import VersionState
 from vyvo_dagster.store.database import Database
 
 from .test_nodes import submit
@@ -56,7 +57,7 @@ async def test_each_of_many_at_a_time_gets_its_own_answer(
 
 
 async def test_a_change_of_the_version_or_of_what_is_desired_is_in_the_next_answer(
-    admin: httpx.Client, agent: Agent, version: Version
+    admin: httpx.Client, agent: Agent, version: Version, database: Database
 ) -> None:
     assignment_id = str(await load(admin, agent, version))
 
@@ -67,8 +68,8 @@ async def test_a_change_of_the_version_or_of_what_is_desired_is_in_the_next_answ
     first = desired()
     assert desired() == desired() == first
     needs = {"resources": {"gpu_memory_bytes": 5}}
-    path = f"/api/models/{version.model_id}/versions/{version.name}"
-    assert admin.patch(path, json=needs).status_code == 200
+    async with database.transaction() as store:
+        assert await store.models.update(version.id, frozenset({VersionState.READY}), needs)
     assert [d["resources"]["gpu_memory_bytes"] for d in desired()] == [5]
     admin.delete(f"/api/nodes/{agent.id}/assignments/{assignment_id}")
     assert desired() == []

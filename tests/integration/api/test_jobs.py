@@ -1,6 +1,5 @@
 """Jobs over HTTP: submission, reports of a played agent, cancel, priority."""
 
-import asyncio
 from typing import Any
 from uuid import UUID
 
@@ -308,11 +307,13 @@ async def test_how_long_a_prediction_may_take_is_the_jobs_or_its_versions_word(
         return admin.get(f"/api/jobs/{job_id}").json()["timeout_seconds"]
 
     assert (limit(), limit(timeout_seconds=7)) == (3600, 7)
-    path = f"/api/models/{version.model_id}/versions/v1"
-    assert admin.patch(path, json={"resources": {"timeout_seconds": 90}}).status_code == 200
-    async with asyncio.timeout(30):
-        while limit() != 90:
-            await asyncio.sleep(0.05)
-    assert limit(timeout_seconds=7) == 7
+    path = f"/api/models/{version.model_id}/versions/slow"
+    slow = {
+        "modality": "image",
+        "runner_image": "noop://slow",
+        "resources": {"timeout_seconds": 90},
+    }
+    assert admin.put(path, json=slow).json()["state"] == "ready"
+    assert (limit(version="slow"), limit(version="slow", timeout_seconds=7)) == (90, 7)
     bad = {"model_id": version.model_id, "input": {"digit": 1}, "timeout_seconds": 0}
     assert admin.post("/api/jobs", json=bad).json()["code"] == "invalid_input"

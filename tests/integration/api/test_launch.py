@@ -6,7 +6,7 @@ The request itself is checked against the installed dagster-graphql schema.
 import asyncio
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -17,6 +17,8 @@ import httpx
 import pytest
 
 from api.builds import launch
+from vyvo_dagster.domain.build import BuildState
+from vyvo_dagster.domain.build_queue import BuildLimits
 from vyvo_dagster.settings import S3Settings
 from vyvo_dagster.store.database import Database
 from vyvo_dagster.store.records import Build
@@ -24,6 +26,7 @@ from vyvo_dagster.store.records import Build
 from .test_builds import body
 from .world import Running, make_settings
 
+LIMITS = BuildLimits(2)
 LAUNCHED = {
     "addDynamicPartition": {"__typename": "AddDynamicPartitionSuccess"},
     "launchRun": {"__typename": "LaunchRunSuccess", "run": {"runId": "run-1"}},
@@ -76,10 +79,23 @@ def dagster() -> Iterator[Dagster]:
 
 
 @pytest.fixture
+def own_dsn(make_database: Callable[[str], str]) -> str:
+    """A database in which no other test's builds wait."""
+    return make_database("migrated")
+
+
+@pytest.fixture
+async def database(own_dsn: str) -> AsyncIterator[Database]:
+    made = Database(own_dsn, pool_size=2)
+    yield made
+    await made.close()
+
+
+@pytest.fixture
 def client(
-    dagster: Dagster, postgres_dsn: str, redis_url: str, s3_settings: S3Settings, tmp_path: Path
+    dagster: Dagster, own_dsn: str, redis_url: str, s3_settings: S3Settings, tmp_path: Path
 ) -> Iterator[httpx.Client]:
-    settings = make_settings(postgres_dsn, redis_url, tmp_path, dagster_url=dagster.url)
+    settings = make_settings(own_dsn, redis_url, tmp_path, dagster_url=dagster.url)
     running = Running(settings, s3_settings)
     assert settings.admin_key is not None
     headers = {"Authorization": f"Bearer {settings.admin_key.get_secret_value()}"}
@@ -118,7 +134,7 @@ async def test_a_build_is_launched_by_one_request(
         "dagster/partition": partition, "vyvo/build_id": build_id,
     }  # fmt: skip
     async with database.transaction() as store:
-        assert await store.builds.claim_launch(UUID(build_id)) is None
+        assert await store.build_queue.claim_next(LIMITS, 1) == []
 
 
 @pytest.mark.parametrize(
@@ -139,13 +155,13 @@ async def test_a_launch_that_fails_is_left_to_the_sensor(
     build = await build_when(database, build_id, lambda b: b.launch_claimed_at is None)
     assert build.launch_claimed_at is None
     async with database.transaction() as store:
-        assert await store.builds.claim_launch(UUID(build_id)) is not None
+        assert [b.id for b in await store.build_queue.claim_next(LIMITS, 1)] == [UUID(build_id)]
 
 
 async def test_a_dagster_that_is_away_is_left_to_the_sensor(
-    postgres_dsn: str, redis_url: str, s3_settings: S3Settings, tmp_path: Path, database: Database
+    own_dsn: str, redis_url: str, s3_settings: S3Settings, tmp_path: Path, database: Database
 ) -> None:
-    settings = make_settings(postgres_dsn, redis_url, tmp_path, dagster_url="http://127.0.0.1:1")
+    settings = make_settings(own_dsn, redis_url, tmp_path, dagster_url="http://127.0.0.1:1")
     running = Running(settings, s3_settings)
     assert settings.admin_key is not None
     answer = httpx.post(
@@ -159,6 +175,30 @@ async def test_a_dagster_that_is_away_is_left_to_the_sensor(
         database, answer.json()["build_id"], lambda b: b.launch_claimed_at is None
     )
     assert build.launch_claimed_at is None
+
+
+async def test_builds_are_launched_in_order_and_no_more_than_may_be_at_work(
+    client: httpx.Client, dagster: Dagster, database: Database
+) -> None:
+    ids = [client.post("/api/builds", json=body()).json()["build_id"] for _ in range(6)]
+
+    def launched() -> list[str]:
+        return [
+            tag["value"]
+            for request in dagster.mutations()
+            for tag in request["variables"]["params"]["executionMetadata"]["tags"]
+            if tag["key"] == "vyvo/build_id"
+        ]
+
+    for n, build_id in enumerate(ids):
+        most = min(n + LIMITS.per_host, len(ids))
+        await build_when(database, build_id, lambda _, most=most: len(launched()) >= most)
+        assert launched() == ids[:most]
+        async with database.transaction() as store:
+            await store.build_queue.begin(UUID(build_id), f"run-{n}", "host", LIMITS)
+            # The notice of its end launches the next one.
+            await store.builds.move(UUID(build_id), BuildState.FAILED)
+    assert len(launched()) == len(ids)
 
 
 async def test_a_repeated_request_launches_once(
@@ -180,7 +220,7 @@ async def test_canceling_a_build_that_runs_terminates_its_run(
     build_id = client.post("/api/builds", json=sent).json()["build_id"]
     await build_when(database, build_id, lambda _: bool(dagster.mutations()))
     async with database.transaction() as store:
-        await store.builds.begin(UUID(build_id), "run-1")
+        await store.build_queue.begin(UUID(build_id), "run-1", "host", LIMITS)
     dagster.answer = lambda _: {"terminateRun": {"__typename": "TerminateRunSuccess"}}
     assert client.post(f"/api/builds/{build_id}/cancel").json()["status"] == "canceled"
     await build_when(database, build_id, lambda _: len(dagster.mutations()) == 2)

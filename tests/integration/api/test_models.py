@@ -97,7 +97,8 @@ def test_promotion_and_rollback(admin: httpx.Client) -> None:
 
 
 def test_a_version_is_changed_and_retired(admin: httpx.Client, version: Version) -> None:
-    path = f"/api/models/{version.model_id}/versions/v1"
+    path = f"/api/models/{version.model_id}/versions/draft"
+    assert admin.put(path, json={"modality": "image"}).json()["state"] == "draft"
     changed = admin.patch(path, json={"resources": {"gpu_memory_bytes": 5}, "env": {"B": "c"}})
     assert changed.json()["resources"] == {
         "gpu_memory_bytes": 5,
@@ -105,7 +106,11 @@ def test_a_version_is_changed_and_retired(admin: httpx.Client, version: Version)
         "timeout_seconds": 0,
     }
     assert changed.json()["env"] == {"B": "***"}
+    path = f"/api/models/{version.model_id}/versions/v1"
+    for sent in ({"env": {"B": "c"}}, {"resources": {"gpu_memory_bytes": 5}}):
+        answer = admin.patch(path, json=sent)
+        assert (answer.status_code, answer.json()["code"]) == (409, "version_immutable")
     for _ in range(2):
         assert admin.patch(path, json={"state": "retired"}).json()["state"] == "retired"
     answer = admin.patch(path, json={"env": {}})
-    assert (answer.status_code, answer.json()["code"]) == (409, "illegal_transition")
+    assert (answer.status_code, answer.json()["code"]) == (409, "version_immutable")

@@ -275,10 +275,13 @@ def test_a_lost_gpu_is_told_once_and_takes_no_version_until_it_is_back(
         shown = admin.get(f"/api/nodes/{agent.id}").json()
         return [gpu["lost"] for gpu in shown["capabilities"]["gpus"]]
 
-    needs = {"resources": {"gpu_memory_bytes": 40 << 30}}
-    changed = admin.patch(f"/api/models/{version.model_id}/versions/{version.name}", json=needs)
-    assert changed.status_code == 200, changed.text
-    ask = {"model_id": version.model_id, "version_id": version.name}
+    large = {
+        "modality": "image", "runner_image": "noop://large",
+        "resources": {"gpu_memory_bytes": 40 << 30},
+    }  # fmt: skip
+    made = admin.put(f"/api/models/{version.model_id}/versions/large", json=large)
+    assert made.is_success, made.text
+    ask = {"model_id": version.model_id, "version_id": "large"}
     agent.beat(gpus=[reading(0), reading(1)])
     assert history() == []
     for _ in range(2):

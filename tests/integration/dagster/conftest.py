@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+import sqlalchemy as sa
 from dagster import DagsterInstance, ExecuteInProcessResult, materialize
 from uuid_utils.compat import uuid7
 
@@ -24,6 +25,8 @@ from vyvo_dagster.domain.build import BuildBackend, partition_key
 from vyvo_dagster.domain.model import Modality
 from vyvo_dagster.execution.names import BUILD_ID_TAG, PARTITIONS
 from vyvo_dagster.settings import S3Settings
+from vyvo_dagster.store.build_queue import Taken
+from vyvo_dagster.store.build_tables import runner_builds
 from vyvo_dagster.store.database import Store
 from vyvo_dagster.store.records import Build, ModelVersion
 from vyvo_dagster.training.digits import TrainConfig, save_weights, train
@@ -78,8 +81,9 @@ class World:
         }
 
     def add_build(
-        self, weights_uri: str | None, version: str = "1", template: str = "digits-diffusion"
-    ) -> Build:
+        self, weights_uri: str | None, version: str = "1", template: str = "digits-diffusion",
+        **values: Any,
+    ) -> Build:  # fmt: skip
         build_id = uuid7()
 
         async def add(db: Store) -> Build:
@@ -105,10 +109,24 @@ class World:
                 template=template,
                 weights_uri=weights_uri,
                 env={"GREETING": "hello"},
-                backend=BuildBackend.VENV,
+                **{"backend": BuildBackend.VENV, **values},
             )
 
         return self.store.call(add)
+
+    def begin(self, build: Build, run_id: str) -> None:
+        """Take a build for a run, as its first step does."""
+
+        async def begin(db: Store) -> object:
+            return await db.build_queue.begin(build.id, run_id, "host", self.building.limits)
+
+        assert isinstance(self.store.call(begin), Taken)
+
+    def claim(self, build: Build) -> None:
+        """Claim a build's launch, as the api does before it launches."""
+        statement = sa.update(runner_builds).where(runner_builds.c.id == build.id)
+        claimed = statement.values(launch_claimed_at=sa.func.now())
+        self.store.call(lambda db: db.connection.execute(claimed))
 
     def build(self, build_id: UUID) -> Build:
         found = self.store.call(lambda db: db.builds.get(build_id))
@@ -168,6 +186,8 @@ def world(
                 registry="127.0.0.1:5000",
                 base_image="vyvo/base:bookworm",
                 engine="process",
+                # Builds of other tests are in the same database, and some never end.
+                builds_per_host=10_000,
             ),
             instance=instance,
         )

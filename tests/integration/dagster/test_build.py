@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-from dagster import AssetKey, DagsterInstance, DagsterRunStatus
+from dagster import AssetKey, DagsterInstance, DagsterRunStatus, ExecuteInProcessResult
 
+from runner_images import get_template
 from tests.integration.dagster.conftest import World
 from vyvo_dagster.domain.build import BuildState
 from vyvo_dagster.domain.model import Modality, VersionState
@@ -85,6 +86,46 @@ def test_the_materialization_says_what_was_built(world: World, weights_uri: str)
     }
 
 
+def test_what_a_build_was_made_of_is_kept_with_it(world: World, weights_uri: str) -> None:
+    queued = world.add_build(weights_uri)
+    result = world.run(queued)
+    build, template = world.build(queued.id), get_template("digits-diffusion")
+    assert (build.template_hash, build.source_commit, build.base_digest) == (
+        template.hash,
+        None,
+        None,
+    )
+    store = world.objects.store()
+    assert build.lock_url is not None
+    lock = store.get_bytes(build.lock_url)
+    assert build.lock_sha256 == f"sha256:{hashlib.sha256(lock).hexdigest()}"
+    assert build.sbom_url is not None
+    sbom = json.loads(store.get_bytes(build.sbom_url))
+    assert (sbom["bomFormat"], sbom["specVersion"]) == ("CycloneDX", "1.6")
+    runner = sbom["metadata"]["component"]
+    assert (runner["name"], runner["version"]) == (queued.model_id, queued.version)
+    assert f"sha256:{runner['hashes'][0]['content']}" == build.image_digest
+    locked = {line.split("==")[0] for line in lock.decode().splitlines() if line[:1].isalnum()}
+    parts = {part["name"]: part for part in sbom["components"]}
+    assert locked == parts.keys()
+    # Each wheel by the hash that the lock allows it.
+    for part in parts.values():
+        assert f"sha256:{part['hashes'][0]['content']}" in lock.decode()
+        assert part["purl"] == f"pkg:pypi/{part['name']}@{part['version']}"
+
+    again = world.add_build(weights_uri, version="2")
+    second = world.run(again)
+    assert world.build(again.id).lock_sha256 == build.lock_sha256
+    versions = {data_version_of(each) for each in (result, second)}
+    assert len(versions) == 1
+
+
+def data_version_of(result: ExecuteInProcessResult) -> str:
+    (image,) = result.asset_materializations_for_node("runner_image")
+    assert image.tags is not None
+    return image.tags["dagster/data_version"]
+
+
 def test_a_failed_step_names_itself_and_leaves_a_draft(world: World) -> None:
     missing = f"s3://{world.objects.bucket_prefix}model/nothing"
     queued = world.add_build(missing)
@@ -131,7 +172,7 @@ def test_a_second_run_of_a_build_does_nothing(world: World, weights_uri: str) ->
 
 def test_a_run_that_another_run_overtook_does_nothing(world: World, weights_uri: str) -> None:
     queued = world.add_build(weights_uri)
-    world.store.call(lambda db: db.builds.begin(queued.id, "another-run"))
+    world.begin(queued, "another-run")
     assert not world.run(queued).success
     build = world.build(queued.id)
     assert (build.state, build.run_id) == (BuildState.BUILDING, "another-run")

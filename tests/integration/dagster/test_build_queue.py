@@ -55,7 +55,7 @@ def launched(world: World, build: Build) -> DagsterRun:
         tags={BUILD_ID_TAG: str(build.id)},
     )
     world.instance.add_run(run)
-    world.store.call(lambda db: db.builds.claim_launch(build.id))
+    world.claim(build)
     return run
 
 
@@ -74,7 +74,7 @@ def test_an_announced_build_is_launched_once(world: World) -> None:
 
 def test_a_build_that_the_api_launched_is_left_alone(world: World) -> None:
     build = world.add_build(None)
-    world.store.call(lambda db: db.builds.claim_launch(build.id))
+    world.claim(build)
     announce(world, build)
     assert build.id not in tick(world)
 

@@ -1,6 +1,6 @@
 """The sensors that follow what happens outside of runs, and the schedules."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -20,12 +20,14 @@ from dagster import (
 from dagster._core.storage.dagster_run import DagsterRun
 from uuid_utils.compat import uuid7
 
-from ops.rebuilds import request_rebuild, stale_versions
+from ops.rebuilds import Stale, request_rebuild, stale_versions
+from runner_images import get_template
 from sensors import build_canceled, build_failed, node_heartbeats, weekly_rebuild
 from tests.integration.dagster.conftest import World
 from vyvo_dagster.domain.build import BuildState
 from vyvo_dagster.domain.model import VersionState
 from vyvo_dagster.domain.node import AssignmentState
+from vyvo_dagster.errors import Conflict
 from vyvo_dagster.execution.names import BUILD_ID_TAG, LOST_TAG
 from vyvo_dagster.store.assignments import Observation
 from vyvo_dagster.store.database import Store
@@ -126,7 +128,7 @@ def cancellation() -> DagsterEvent:
 def test_a_killed_run_ends_its_build(world: World) -> None:
     build = world.add_build(None)
     run = ended_run(world, build, DagsterRunStatus.FAILURE)
-    world.store.call(lambda db: db.builds.begin(build.id, run.run_id))
+    world.begin(build, run.run_id)
     tell(world, build_failed, run, failure("The worker that executed the run is gone."))
     ended = world.build(build.id)
     assert ended.state is BuildState.FAILED
@@ -138,7 +140,7 @@ def test_a_killed_run_ends_its_build(world: World) -> None:
 def test_a_run_that_is_retried_keeps_its_build(world: World) -> None:
     build = world.add_build(None)
     run = ended_run(world, build, DagsterRunStatus.FAILURE, **{"dagster/will_retry": "true"})
-    world.store.call(lambda db: db.builds.begin(build.id, run.run_id))
+    world.begin(build, run.run_id)
     tell(world, build_failed, run, failure("gone"))
     assert world.build(build.id).state is BuildState.BUILDING
     assert world.version(build).state is VersionState.BUILDING
@@ -147,7 +149,7 @@ def test_a_run_that_is_retried_keeps_its_build(world: World) -> None:
 def test_a_run_that_lost_the_race_does_not_end_the_build(world: World) -> None:
     build = world.add_build(None)
     run = ended_run(world, build, DagsterRunStatus.FAILURE)
-    world.store.call(lambda db: db.builds.begin(build.id, "the-run-that-has-it"))
+    world.begin(build, "the-run-that-has-it")
     tell(world, build_failed, run, failure("another run has it"))
     assert world.build(build.id).state is BuildState.BUILDING
 
@@ -182,30 +184,38 @@ def age(world: World, build: Build) -> None:
     world.store.call(lambda db: db.connection.execute(statement, {"id": build.id}))
 
 
-def test_only_a_stale_version_is_built_again_and_once(world: World, served: Build) -> None:
-    def stale() -> list[str]:
-        found = stale_versions(world.store, world.instance)
-        return [s.why for s in found if s.version.model_id == world.model_id]
+def stale(world: World, max_age: timedelta | None = timedelta(days=7)) -> list[Stale]:
+    found = stale_versions(world.store, world.building, max_age=max_age)
+    return [each for each in found if each.version.model_id == world.model_id]
 
-    assert stale() == []
+
+def test_only_a_stale_version_is_built_again_and_once(world: World, served: Build) -> None:
+    assert stale(world) == []
     age(world, served)
-    assert stale() == ["it was built 8 days ago"]
-    (found,) = (
-        s
-        for s in stale_versions(world.store, world.instance)
-        if s.version.model_id == world.model_id
-    )
-    partition = world.store.call(lambda db: request_rebuild(db, found))
-    assert partition.startswith(f"{world.model_id}@1+")
-    made = world.store.call(lambda db: db.builds.newest(*partition.split("@")))
-    assert made is not None
-    assert (made.state, made.weights_uri) == (
-        BuildState.QUEUED,
-        world.version(served).weights_url,
-    )
-    # What serves is still the old one, and asking again on the same day makes no third.
-    with pytest.raises(Exception, match="already built or being built"):
+    (found,) = stale(world)
+    assert found.why == "it was built 8 days ago"
+    assert stale(world, max_age=None) == []
+    asked = world.store.call(lambda db: request_rebuild(db, found))
+    assert (asked.state, asked.rebuild_of) == (BuildState.QUEUED, served.version_id)
+    assert world.version(served).state is VersionState.READY
+    with pytest.raises(Conflict, match="being built again already"):
         world.store.call(lambda db: request_rebuild(db, found))
+
+
+def test_a_version_whose_template_or_base_changed_is_stale(world: World, served: Build) -> None:
+    def was_built(**values: str) -> None:
+        world.store.call(lambda db: db.builds.update(served.id, **values))
+
+    assert stale(world, max_age=None) == []
+    was_built(template_hash="0" * 64)
+    assert [each.why for each in stale(world, max_age=None)] == [
+        "the template digits-diffusion changed"
+    ]
+    was_built(template_hash=get_template("digits-diffusion").hash, backend_used="buildx")
+    was_built(base_digest="sha256:" + "0" * 64)
+    world.building = world.building.model_copy(update={"docker_host": "unix:///nowhere.sock"})
+    # Without an engine there is nothing to compare with.
+    assert stale(world, max_age=None) == []
 
 
 def test_the_weekly_schedule_runs_when_something_is_stale(

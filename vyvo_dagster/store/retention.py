@@ -16,7 +16,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from vyvo_dagster.domain.job import JOB
 from vyvo_dagster.domain.retention import ARTIFACT, SWEEP, ArtifactState, SweepState
-from vyvo_dagster.domain.workflow.state import RUN
 from vyvo_dagster.store.records import SweepRow
 from vyvo_dagster.store.rows import page, record
 from vyvo_dagster.store.tables import artifact_sweeps, artifacts
@@ -40,8 +39,8 @@ class DueArtifact:
     shared: bool
 
 
-# Texts of rows that are still to be read by somebody, once for all candidates: only those that name
-# an object at all.
+# Texts that somebody may still read, once for all candidates: only those that name an object at all.
+# Of workflows also those that have ended: what their steps made without a job has no row of its own.
 _REFERRED = sa.text(f"""
     with given as (
         select * from unnest(:urls, :owners) as given(url, owner)
@@ -49,13 +48,11 @@ _REFERRED = sa.text(f"""
         select input::text as text from jobs
             where state not in ({_among(JOB.terminal)}) and input::text like '%s3://%'
         union all
-        select concat(r.inputs, r.outputs) from workflow_runs r
-            where r.state not in ({_among(RUN.terminal)})
-                and concat(r.inputs, r.outputs) like '%s3://%'
+        select concat(inputs, ' ', outputs) from workflow_runs
+            where concat(inputs, ' ', outputs) like '%s3://%'
         union all
-        select concat(s.input, s.output) from workflow_steps s join workflow_runs r on r.id = s.run_id
-            where r.state not in ({_among(RUN.terminal)})
-                and concat(s.input, s.output) like '%s3://%'
+        select concat(input, ' ', output) from workflow_steps
+            where concat(input, ' ', output) like '%s3://%'
         union all
         select concat(weights_uri, ' ', weights_url, ' ', env) from model_versions
             where concat(weights_uri, ' ', weights_url, ' ', env) like '%s3://%'

@@ -18,6 +18,7 @@ from resources import ObjectsResource, StoreResource
 from vyvo_dagster.domain.job import JobState, Priority
 from vyvo_dagster.domain.model import Modality
 from vyvo_dagster.domain.retention import ArtifactState, SweepState
+from vyvo_dagster.domain.workflow.state import RunState, TriggerKind
 from vyvo_dagster.errors import NotFound, Unavailable
 from vyvo_dagster.objects import ObjectStore
 from vyvo_dagster.retention.expiry import expire_artifacts
@@ -25,6 +26,7 @@ from vyvo_dagster.retention.orphans import sweep_orphans
 from vyvo_dagster.settings import S3Settings
 from vyvo_dagster.store.database import Store
 from vyvo_dagster.store.tables import artifacts, jobs
+from vyvo_dagster.store.workflow_tables import workflow_runs, workflow_versions, workflows
 
 PAST = datetime.now(UTC) - timedelta(days=2)
 # Objects are as old as the test; a pass of tomorrow judges them.
@@ -67,6 +69,30 @@ class House:
 
         self.store.call(add)
         return job_id
+
+    def ended_run(self, outputs: Any) -> None:
+        """A workflow's run that has ended, with what it made."""
+        workflow, version = uuid7(), uuid7()
+
+        async def add(db: Store) -> None:
+            await db.connection.execute(
+                sa.insert(workflows).values(id=workflow, tenant="t", name="w", latest_version=1)
+            )
+            await db.connection.execute(
+                sa.insert(workflow_versions).values(
+                    id=version, workflow_id=workflow, version=1, definition={}, sha256="",
+                    created_by="",
+                )
+            )  # fmt: skip
+            await db.connection.execute(
+                sa.insert(workflow_runs).values(
+                    id=uuid7(), workflow_id=workflow, version_id=version, tenant="t",
+                    state=RunState.SUCCEEDED, inputs={}, outputs=outputs,
+                    trigger_kind=TriggerKind.API,
+                )
+            )  # fmt: skip
+
+        self.store.call(add)
 
     def put(self, job_id: UUID, modality: Modality = Modality.IMAGE) -> str:
         key = self.objects.output_key(datetime.now(UTC), f"{job_id}.1", secrets.token_hex(32), ".x")
@@ -196,6 +222,8 @@ def test_orphans_go_and_whatever_a_row_refers_to_stays(house: House) -> None:
         )
 
     house.store.call(say)
+    of_step = house.put(uuid7())
+    house.ended_run({"sheet": {"url": of_step}})
     bucket = house.objects.bucket(Modality.MODEL)
     others = [
         house.objects.put_bytes(bucket, key, b"x")
@@ -203,16 +231,16 @@ def test_orphans_go_and_whatever_a_row_refers_to_stays(house: House) -> None:
     ]
     log = house.objects.put_bytes(house.objects.bucket(Modality.LOG), "2020/01/01/a/b", b"x")
     young = sweep_orphans(house.store, house.objects, now=datetime.now(UTC))
-    assert (young.orphans, young.deleted, young.young) == (0, 0, 8)
+    assert (young.orphans, young.deleted, young.young) == (0, 0, 9)
     tomorrow = datetime.now(UTC) + TOMORROW
     dry = sweep_orphans(house.store, house.objects, now=tomorrow, dry_run=True)
-    assert (dry.orphans, dry.orphan_bytes, dry.deleted, dry.spared) == (3, 15, 0, 4)
+    assert (dry.orphans, dry.orphan_bytes, dry.deleted, dry.spared) == (3, 15, 0, 5)
     assert set(dry.examples) == set(orphans)
     assert all(house.exists(url) for url in orphans)
     told = sweep_orphans(house.store, house.objects, now=tomorrow)
     assert (told.orphans, told.deleted, told.failed) == (3, 3, 0)
     assert not any(house.exists(url) for url in orphans)
-    for url in (known, of_running, read_by_queued, told_by_output, said, *others, log):
+    for url in (known, of_running, read_by_queued, told_by_output, said, of_step, *others, log):
         assert house.exists(url), url
 
 

@@ -9,6 +9,7 @@ from vyvo_dagster.domain.job import JOB, JobState, after_lost_attempt, backoff
 from vyvo_dagster.domain.model import VERSION, VersionState
 from vyvo_dagster.domain.node import ASSIGNMENT, NODE, AssignmentState, NodeState
 from vyvo_dagster.domain.pool import OPERATION, OperationState
+from vyvo_dagster.domain.retention import ARTIFACT, SWEEP, ArtifactState, SweepState
 from vyvo_dagster.domain.state import StateMachine
 from vyvo_dagster.errors import IllegalTransition
 
@@ -19,6 +20,8 @@ MACHINES = [
     (NODE, NodeState, NodeState.JOINING),
     (ASSIGNMENT, AssignmentState, AssignmentState.REQUESTED),
     (OPERATION, OperationState, OperationState.QUEUED),
+    (ARTIFACT, ArtifactState, ArtifactState.STORED),
+    (SWEEP, SweepState, SweepState.QUEUED),
 ]
 
 

@@ -1,6 +1,6 @@
 """A picture of a page of Dagster's UI, through the api, as a browser with a session sees it.
 
-    VYVO_API_KEY=vyk_... python scripts/screenshot_dagster.py http://127.0.0.1:8080 /dagster/runs out.png
+    VYVO_API_KEY=vyk_... python scripts/screenshot_dagster.py http://127.0.0.1:8080 /dagster/runs out.png [1400x800]
 
 Drives a headless Chromium by its DevTools protocol: signs in by the form, and waits for the page.
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
 
-_SIZE = (1400, 800)
+_SIZE = "1400x800"
 
 
 class _Page:
@@ -45,12 +45,13 @@ class _Page:
                 await asyncio.sleep(0.2)
 
 
-async def _take(url: str, path: str, key: str, socket_url: str) -> bytes:
+async def _take(url: str, path: str, key: str, size: str, socket_url: str) -> bytes:
+    width, _, height = size.partition("x")
     async with connect(socket_url, max_size=64 << 20, proxy=None) as socket:
         page = _Page(socket)
         await page.call("Page.enable")
         await page.call(
-            "Emulation.setDeviceMetricsOverride", width=_SIZE[0], height=_SIZE[1],
+            "Emulation.setDeviceMetricsOverride", width=int(width), height=int(height),
             deviceScaleFactor=1, mobile=False,
         )  # fmt: skip
         await page.call("Page.navigate", url=f"{url}{path}")
@@ -67,11 +68,12 @@ async def _take(url: str, path: str, key: str, socket_url: str) -> bytes:
             "[...document.querySelectorAll('button')].find(b => b.innerText === 'Skip')?.click()"
         )
         await asyncio.sleep(4)
+        await page.until("!document.body.innerText.includes('Loading run logs')")
         taken = await page.call("Page.captureScreenshot", format="png")
         return base64.b64decode(taken["data"])
 
 
-async def _main(url: str, path: str, out: Path) -> None:
+async def _main(url: str, path: str, out: Path, size: str = _SIZE) -> None:
     key = os.environ["VYVO_API_KEY"]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
         browser = await asyncio.create_subprocess_exec(
@@ -91,11 +93,11 @@ async def _main(url: str, path: str, out: Path) -> None:
             async with httpx.AsyncClient(trust_env=False) as http:
                 targets = (await http.get(f"http://127.0.0.1:{port}/json")).json()
             target = next(t for t in targets if t["type"] == "page")
-            out.write_bytes(await _take(url, path, key, target["webSocketDebuggerUrl"]))
+            out.write_bytes(await _take(url, path, key, size, target["webSocketDebuggerUrl"]))
         finally:
             browser.terminate()
             await browser.wait()
 
 
 if __name__ == "__main__":
-    asyncio.run(_main(sys.argv[1].rstrip("/"), sys.argv[2], Path(sys.argv[3])))
+    asyncio.run(_main(sys.argv[1].rstrip("/"), sys.argv[2], Path(sys.argv[3]), *sys.argv[4:5]))

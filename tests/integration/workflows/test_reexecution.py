@@ -10,6 +10,7 @@ import pytest
 from dagster import DagsterInstance, DagsterRunStatus
 from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import ModuleTarget
+from dagster_graphql.client.query import RUN_EVENTS_QUERY
 from dagster_graphql.test.utils import execute_dagster_graphql
 
 from tests.integration.workflows.test_dagster import Reporting, dagster_url, instance
@@ -49,6 +50,16 @@ async def answering(status: list[str]) -> AsyncIterator[str]:
     server = await asyncio.start_server(handle, "127.0.0.1", 0)
     async with server:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+
+
+def read_log(workspace: WorkspaceProcessContext, run: WorkflowRun) -> list[str]:
+    """The types of a run's events, each with all that the UI asks for of its own type."""
+    answer = execute_dagster_graphql(
+        workspace.create_request_context(), RUN_EVENTS_QUERY,
+        {"runId": run.dagster_run_id, "cursor": None},
+    )  # fmt: skip
+    assert answer.errors is None, answer.errors
+    return [event["__typename"] for event in answer.data["logsForRun"]["events"]]
 
 
 async def again(
@@ -94,6 +105,17 @@ async def test_from_failure_keeps_what_is_done_and_all_does_it_again(
         async with loaded(instance) as workspace:
             retried = await again(world, workspace, failed, "FROM_FAILURE")
             whole = await again(world, workspace, failed, "ALL_STEPS")
+            await reporting.all()
+            logs = [
+                await asyncio.to_thread(read_log, workspace, run)
+                for run in (failed, retried, whole)
+            ]
+        assert [log[-1] for log in logs] == [
+            "RunFailureEvent",
+            "RunSuccessEvent",
+            "RunSuccessEvent",
+        ]
+        assert all("ExecutionStepOutputEvent" in log for log in logs)
         assert (retried.state, retried.retry_of) == (RunState.SUCCEEDED, failed.id)
         before, after = await world.steps(failed.id), await world.steps(retried.id)
         for key in ("first", "each[0]", "each[1]", "each[2]"):
@@ -104,7 +126,6 @@ async def test_from_failure_keeps_what_is_done_and_all_does_it_again(
         assert (whole.state, whole.retry_of) == (RunState.SUCCEEDED, failed.id)
         assert whole.inputs == {"n": 5}
         assert await world.jobs(whole.id) == 5
-    await reporting.all()
     for run in (retried, whole):
         assert run.dagster_run_id is not None
         shown = instance.get_run_by_id(run.dagster_run_id)

@@ -23,7 +23,12 @@ from dagster._core.events import (
     StepMaterializationData,
 )
 from dagster._core.events.log import EventLogEntry
-from dagster._core.execution.plan.objects import StepFailureData, StepRetryData, StepSuccessData
+from dagster._core.execution.plan.objects import (
+    StepFailureData,
+    StepRetryData,
+    StepSuccessData,
+    TypeCheckData,
+)
 from dagster._core.execution.plan.outputs import StepOutputData, StepOutputHandle
 from dagster_shared.error import SerializableErrorInfo
 
@@ -40,6 +45,8 @@ __all__ = ["Identity", "RunEvents", "identity"]
 Identity = tuple[str, str | None, int]
 """Type, step key, and time in microseconds of the epoch."""
 
+# Without one the UI shows none of a run's events.
+_CHECKED: Final = TypeCheckData(success=True, label="result")
 _BAD: Final = frozenset({StepState.FAILED, StepState.EXPIRED, StepState.CANCELED})
 
 
@@ -216,7 +223,7 @@ class RunEvents:
         made = StepOutputHandle(step.key, "result")
         return self._step_event(
             DagsterEventType.STEP_OUTPUT, at(step.completed_at), step.key, handle,
-            f"Step {step.key!r} yielded its output.", StepOutputData(made),
+            f"Step {step.key!r} yielded its output.", StepOutputData(made, _CHECKED),
         )  # fmt: skip
 
     def _artifacts(self, step: Step, handle: NodeHandle, at: "_Times") -> Iterator[EventLogEntry]:
@@ -268,7 +275,7 @@ class RunEvents:
             made = StepOutputHandle(key, "result", str(index))
             yield self._step_event(
                 DagsterEventType.STEP_OUTPUT, at(step.started_at), key, handle,
-                f"Item {index}.", StepOutputData(made),
+                f"Item {index}.", StepOutputData(made, _CHECKED),
             )  # fmt: skip
         yield self._step_event(
             DagsterEventType.STEP_SUCCESS, at(step.started_at), key, handle,

@@ -11,7 +11,7 @@ SEEDS ?= 1,2,3,4,5,6,7,8,9,10
 # The machine's trust store, where a team's own certificate authority is.
 export UV_SYSTEM_CERTS ?= 1
 
-.PHONY: help demo up test chaos lint fmt proto bench clean
+.PHONY: help demo up test chaos fuzz lint fmt proto bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -43,6 +43,12 @@ test: .venv/.dev ## Run all tests
 
 chaos: .venv/.dev ## Kill -9 each part in turn under load, by ten seeds (SEEDS=7,8 for others; minutes)
 	@VYVO_CHAOS_SEEDS=$(SEEDS) $(BIN)/pytest -s tests/chaos
+
+fuzz: .venv/.dev ## Send what the OpenAPI document allows and forbids to a running stack (URL=..., KEY=... or none; minutes)
+	@$(BIN)/st run $(or $(URL),http://127.0.0.1:8080)/openapi.json $(if $(KEY),-H "Authorization: Bearer $(KEY)") \
+	  --phases examples,coverage,fuzzing --max-examples $(or $(EXAMPLES),50) --exclude-path /api/events \
+	  --checks not_a_server_error,status_code_conformance,content_type_conformance,response_headers_conformance,response_schema_conformance \
+	  --request-timeout 30 --continue-on-failure --warnings off
 
 lint: .venv/.dev ## Check style, types and layers
 	@$(BIN)/ruff check .

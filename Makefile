@@ -48,7 +48,7 @@ fuzz: .venv/.dev ## Send what the OpenAPI document allows and forbids to a runni
 	@$(BIN)/st run $(or $(URL),http://127.0.0.1:8080)/openapi.json $(if $(KEY),-H "Authorization: Bearer $(KEY)") \
 	  --phases examples,coverage,fuzzing --max-examples $(or $(EXAMPLES),50) --exclude-path /api/events \
 	  --checks not_a_server_error,status_code_conformance,content_type_conformance,response_headers_conformance,response_schema_conformance \
-	  --request-timeout 30 --continue-on-failure --warnings off
+	  --request-timeout 90 --suppress-health-check all --continue-on-failure --warnings off
 
 lint: .venv/.dev ## Check style, types and layers
 	@$(BIN)/ruff check .

@@ -45,7 +45,7 @@ def test_no_answer_is_one_that_is_not_described(own: Api, who: str, tmp_path: Pa
     ran = subprocess.run(
         [str(Path(sys.executable).with_name("st")), "run", f"{own.url}/openapi.json", *credential,
          *left_out, "--phases", "examples,fuzzing", "--max-examples", "4", "--checks", CHECKS,
-         "--request-timeout", "30", "--continue-on-failure", "--no-shrink", "--warnings", "off",
+         "--request-timeout", "90", "--suppress-health-check", "all", "--continue-on-failure", "--no-shrink", "--warnings", "off",
          "--seed", "7"],
         cwd=tmp_path, capture_output=True, text=True, timeout=500, check=False,
     )  # fmt: skip

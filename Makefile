@@ -11,7 +11,7 @@ SEEDS ?= 1,2,3,4,5,6,7,8,9,10
 # The machine's trust store, where a team's own certificate authority is.
 export UV_SYSTEM_CERTS ?= 1
 
-.PHONY: help demo up test chaos fuzz lint fmt proto bench clean
+.PHONY: help demo up test chaos fuzz lint fmt proto dashboards bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -65,6 +65,9 @@ fmt: .venv/.dev ## Put the code into its form
 
 proto: .venv/.dev ## Make the gRPC code from proto/
 	@$(BIN)/python proto/generate.py
+
+dashboards: .venv/.dev ## Make Grafana's dashboards from deploy/grafana/generate.py
+	@$(BIN)/python deploy/grafana/generate.py
 
 bench: .venv/.dev ## Run the benchmarks (minutes)
 	@for file in benchmarks/*.py; do $(BIN)/python $$file; done

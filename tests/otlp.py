@@ -92,12 +92,12 @@ def tree(spans: Sequence[Span]) -> str:
 
 
 def path(spans: Sequence[Span], leaf: Span) -> list[str]:
-    """Names from the root down to a span."""
+    """Names and services from the root down to a span."""
     by_id = {s.id: s for s in spans}
     names: list[str] = []
     at: Span | None = leaf
     while at is not None:
-        names.append(at.name)
+        names.append(f"{at.name} [{at.service}]")
         at = by_id.get(at.parent)
     return names[::-1]
 

@@ -1,6 +1,7 @@
 """Debian's Prometheus for tests: its programs, and a server that scrapes a stack."""
 
 import fcntl
+import math
 import shutil
 import subprocess
 import tempfile
@@ -18,6 +19,7 @@ import yaml
 from vyvo_dagster.local.ports import Ports
 
 DEPLOY = Path(__file__).parents[1] / "deploy" / "prometheus"
+SCRAPE_SECONDS = 1
 _CACHE = Path(tempfile.gettempdir()) / "vyvo-tests-prometheus"
 _NEEDED = ("prometheus", "promtool")
 
@@ -67,6 +69,17 @@ class Prometheus:
         assert body["status"] == "success", (expression, body)
         return body["data"]["result"]
 
+    def values(self, expression: str, since: float) -> list[float]:
+        """Every value that an expression has had since then, over all series; numbers only."""
+        span: dict[str, Any] = {"start": since, "end": time.time(), "step": 2}
+        answer = httpx.get(
+            f"{self.url}/api/v1/query_range", params={"query": expression, **span}, timeout=60
+        )
+        body = answer.json()
+        assert body["status"] == "success", (expression, body)
+        found = [float(value) for s in body["data"]["result"] for _, value in s["values"]]
+        return [value for value in found if math.isfinite(value)]
+
     def targets(self) -> dict[str, str]:
         """Health of each target by its job and instance."""
         active = httpx.get(f"{self.url}/api/v1/targets", timeout=30).json()["data"]["activeTargets"]
@@ -80,7 +93,10 @@ class Prometheus:
 def scraping(folder: Path, targets: Mapping[str, str]) -> Generator[Prometheus]:
     """A Prometheus with this repository's rules that scrapes `targets` (job → host:port) each second."""
     config = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())
-    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    config["global"] = {
+        "scrape_interval": f"{SCRAPE_SECONDS}s",
+        "evaluation_interval": f"{SCRAPE_SECONDS}s",
+    }
     config["rule_files"] = [str(DEPLOY / name) for name in config["rule_files"]]
     config["scrape_configs"] = [
         {"job_name": job, "static_configs": [{"targets": [address]}]}

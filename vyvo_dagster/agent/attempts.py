@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Coroutine, Iterable
+from functools import lru_cache
 from typing import Any, Final
 from uuid import UUID
 
@@ -112,13 +113,11 @@ class Attempts:
         order = attempt.order
         ids = {"job_id": str(order.job_id), "attempt": order.attempt}
         try:
-            with (
-                logs.bound(**ids),
-                tracing.span(
-                    "run attempt", order.traceparent, kind="consumer",
-                    attributes={f"vyvo.{name}": value for name, value in ids.items()},
-                ) as span,
-            ):  # fmt: skip
+            logs.bind(**ids)
+            with tracing.span(
+                "run attempt", order.traceparent, kind="consumer",
+                attributes={f"vyvo.{name}": value for name, value in ids.items()},
+            ) as span:  # fmt: skip
                 report = await attempt.outcome()
                 _count(order.model_id, report)
                 if report is None:
@@ -173,11 +172,16 @@ class Attempts:
             self._ended.popitem(last=False)
 
 
+# Looking a label up takes longer than what is done with it.
+_attempts = lru_cache(1024)(metrics.AGENT_ATTEMPTS.labels)
+_phases = lru_cache(1024)(metrics.AGENT_PHASES.labels)
+
+
 def _count(model_id: str, report: CompletionReport | None) -> None:
     status = "fenced" if report is None else str(report.status)
-    metrics.AGENT_ATTEMPTS.labels(model_id, status).inc()
+    _attempts(model_id, status).inc()
     for phase, seconds in report.timings.items() if report is not None else ():
-        metrics.AGENT_PHASES.labels(model_id, phase).observe(seconds)
+        _phases(model_id, phase).observe(seconds)
 
 
 def _refused(report: CompletionReport, detail: str) -> CompletionReport:

@@ -16,13 +16,13 @@ from urllib.parse import unquote, urlsplit
 import structlog
 from pydantic import SecretStr
 from pydantic_settings import BaseSettings
-from structlog.contextvars import bound_contextvars
+from structlog.contextvars import bind_contextvars, bound_contextvars
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from vyvo_dagster.settings import LogFormat
 from vyvo_dagster.telemetry import tracing
 
-__all__ = ["bound", "configure", "formatter", "hide", "redact", "secrets_of"]
+__all__ = ["bind", "bound", "configure", "formatter", "hide", "redact", "secrets_of"]
 
 _MASK: Final = "***"
 _LEAST_CHARS: Final = 6
@@ -80,6 +80,11 @@ def secrets_of(*settings: BaseSettings) -> list[str]:
             elif isinstance(value, str) and "://" in value:
                 found += _passwords(value)
     return found
+
+
+def bind(**ids: str | int) -> None:
+    """Ids that the lines of this task carry until it ends; of a task of its own."""
+    bind_contextvars(**ids)
 
 
 def bound(**ids: str | int) -> AbstractContextManager[object]:

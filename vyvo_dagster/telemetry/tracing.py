@@ -15,7 +15,7 @@ import logging
 import os
 import re
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from datetime import datetime
 from threading import Thread
@@ -54,6 +54,9 @@ _NAMESPACE: Final = "vyvo"
 _STOP_SECONDS: Final = 2.0
 
 _TRACEPARENT: Final = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+
+# While off: a context manager that many may be in at a time.
+_NO_SPAN: Final = nullcontext(None)
 
 _span_id: ContextVar[int | None] = ContextVar("vyvo_span_id", default=None)
 
@@ -187,7 +190,6 @@ def within(parent: str | None) -> Generator[None]:
         detach(token)
 
 
-@contextmanager
 def span(
     name: str,
     parent: str | None = None,
@@ -195,7 +197,7 @@ def span(
     kind: Kind = "internal",
     attributes: Attributes | None = None,
     itself: str | None = None,
-) -> Generator["Span | None"]:
+) -> AbstractContextManager["Span | None"]:
     """A span around the block; an exception that leaves it marks it as failed. None while off.
 
     Args:
@@ -203,13 +205,24 @@ def span(
         itself: the id to have, from `derived`.
     """
     if _tracing is None:
-        yield None
-        return
+        return _NO_SPAN
+    return _made(_tracing, name, parent, kind, attributes, itself)
+
+
+@contextmanager
+def _made(
+    tracing: _Tracing,
+    name: str,
+    parent: str | None,
+    kind: Kind,
+    attributes: Attributes | None,
+    itself: str | None,
+) -> "Generator[Span | None]":
     from opentelemetry.trace import use_span
 
     token = _span_id.set(None if itself is None else int(itself[36:52], 16))
     try:
-        made = _tracing.tracer(None).start_span(
+        made = tracing.tracer(None).start_span(
             name, _context(parent), _kind(kind), dict(attributes or {})
         )
     finally:

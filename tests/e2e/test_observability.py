@@ -149,7 +149,10 @@ def worked(client: Client, up: RunningStack, weights_uri: str, hook: str) -> dic
     # Prometheus sees a counter grow from the second event on: what makes it is not counted as growth.
     for step in (1, 2):
         built = client.wait_for_build(accepted[-1], 300)
-        assert built.status == "succeeded", built
+        assert built.status == "succeeded", (
+            built.error,
+            client.request("GET", f"/api/builds/{built.build_id}")["log"],
+        )
         if step == 1:
             accepted.append(client.submit_build({**build, "version": "2"}).build_id)
     version = client.version(MODEL_ID, "1").id
@@ -176,11 +179,9 @@ def worked(client: Client, up: RunningStack, weights_uri: str, hook: str) -> dic
         time.sleep(1.5 * SCRAPE_SECONDS)
         client.wait(client.submit(MODEL_ID, {"digit": digit, "count": 1, "steps": 5}).job_id, 60)
     # One that waits, for the figures of the queues: no node has so much memory.
-    client.request(
-        "PUT", f"/api/models/{MODEL_ID}/versions/large",
-        {"modality": "image", "runner_image": "noop://large",
-         "resources": {"gpu_memory_bytes": 1 << 50}},
-    )  # fmt: skip
+    large = {"modality": "image", "runner_image": "noop://large",
+             "resources": {"gpu_memory_bytes": 1 << 50}}  # fmt: skip
+    client.request("PUT", f"/api/models/{MODEL_ID}/versions/large", json=large)
     client.submit(MODEL_ID, {"digit": 1}, version="large", priority="batch")
     return traces
 

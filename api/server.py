@@ -39,6 +39,7 @@ def run() -> None:
     """Serve until SIGINT or SIGTERM; requests under way get five seconds."""
     settings, s3 = Settings(), S3Settings()
     logs.configure(settings.log_format, secrets=logs.secrets_of(settings, s3))
+    logs.always(service="api")
     tracing.start("api")
     try:
         app = create_app(settings, s3)

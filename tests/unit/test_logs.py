@@ -16,9 +16,11 @@ KEY = "vyk_0a1b2c3d_" + "k" * 43
 
 @pytest.fixture(autouse=True)
 def _nothing_hidden() -> Iterator[None]:
-    before = list(logs._hidden)
+    before, always = list(logs._hidden), dict(logs._always)
     yield
     logs._hidden[:] = before
+    logs._always.clear()
+    logs._always.update(always)
 
 
 def written(form: str, log_something: object, *, one_line: bool = False) -> str:
@@ -44,6 +46,13 @@ def test_a_json_line_has_the_ids_that_are_bound_and_given() -> None:
         "event": "node gpu-1 is away", "level": "warning", "logger": "vyvo.test", "job_id": "j-1",
         "attempt": 2, "node_id": "n-1",
     }  # fmt: skip
+
+
+def test_a_json_line_says_whose_it_is() -> None:
+    logs.always(service="agent", node_id="n-1")
+    line = json.loads(written("json", lambda log: log.info("hello", extra={"node_id": "n-2"})))
+    assert (line["service"], line["node_id"], line["event"]) == ("agent", "n-2", "hello")
+    assert "agent" not in written("text", lambda log: log.info("hello"))
 
 
 def test_ids_end_with_their_block() -> None:

@@ -39,6 +39,7 @@ from vyvo_dagster.errors import Conflict, InvalidInput
 from vyvo_dagster.objects import ObjectStore
 from vyvo_dagster.protocol.node import Capabilities, Heartbeat, HeartbeatAnswer, Register, S3Access
 from vyvo_dagster.settings import AgentSettings, S3Settings
+from vyvo_dagster.telemetry import logs
 from vyvo_dagster.telemetry.health import probes, serve
 
 __all__ = ["Agent"]
@@ -165,6 +166,7 @@ class Agent:
     async def _serve(self, session: Session, host: "_Host") -> str:
         """One session, until its boot is refused; return why."""
         host.reports.node_id = session.node_id
+        logs.always(node=self._name, node_id=str(session.node_id))
         reconciler = await self._reconcilers(session, host)
         store = ObjectStore(_s3(session.s3), artifact_ttl_seconds=session.artifact_ttl_seconds)
         preparation = NodePreparation(

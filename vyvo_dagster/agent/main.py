@@ -33,6 +33,7 @@ def run(config: Path | None = None) -> None:
     try:
         settings = AgentSettings(_env_file=config)  # pyright: ignore[reportCallIssue]
         logs.configure(settings.log_format, secrets=logs.secrets_of(settings), one_line=True)
+        logs.always(service="agent")
         tracing.start("agent")
         try:
             code = uvloop.run(_serve(settings))

@@ -22,6 +22,7 @@ def run_service(
         name: of the service, for its traces.
     """
     logs.configure(settings.log_format, secrets=logs.secrets_of(settings))
+    logs.always(service=name)
     tracing.start(name)
 
     async def main() -> None:

@@ -20,6 +20,7 @@ from typing import Any, cast
 from celery import Task
 from celery.signals import (
     after_setup_logger,
+    after_setup_task_logger,
     worker_init,
     worker_process_init,
     worker_process_shutdown,
@@ -103,7 +104,9 @@ def _signals_kept() -> Generator[None]:
 
 
 @after_setup_logger.connect
+@after_setup_task_logger.connect
 def _log_as_the_others(logger: logging.Logger, **_kwargs: Any) -> None:
+    logs.always(service="worker")
     logs.hide(*logs.secrets_of(_settings, S3Settings()))
     for handler in logger.handlers:
         handler.setFormatter(logs.formatter(_settings.log_format))

@@ -22,7 +22,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 from vyvo_dagster.settings import LogFormat
 from vyvo_dagster.telemetry import tracing
 
-__all__ = ["bind", "bound", "configure", "formatter", "hide", "redact", "secrets_of"]
+__all__ = ["always", "bind", "bound", "configure", "formatter", "hide", "redact", "secrets_of"]
 
 _MASK: Final = "***"
 _LEAST_CHARS: Final = 6
@@ -50,6 +50,7 @@ _PATTERNS: Final = (
 _CHATTY: Final = ("httpx", "httpcore", "urllib3", "docker")
 
 _hidden: list[str] = []
+_always: dict[str, str] = {}
 
 
 def hide(*values: str) -> None:
@@ -80,6 +81,11 @@ def secrets_of(*settings: BaseSettings) -> list[str]:
             elif isinstance(value, str) and "://" in value:
                 found += _passwords(value)
     return found
+
+
+def always(**ids: str) -> None:
+    """Ids that every JSON line of this process carries from now on."""
+    _always.update(ids)
 
 
 def bind(**ids: str | int) -> None:
@@ -121,6 +127,7 @@ def formatter(form: LogFormat, *, one_line: bool = False) -> logging.Formatter:
     ]
     after: list[Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
     if form == "json":
+        before.append(_add_always)
         after += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]  # fmt: skip
     else:
         after += [structlog.processors.format_exc_info, _Text(one_line)]
@@ -151,6 +158,10 @@ class _Text:
         if self._one_line:
             line = " | ".join(part.strip() for part in line.splitlines() if part.strip())
         return line
+
+
+def _add_always(_: WrappedLogger, __: str, event: MutableMapping[str, Any]) -> EventDict:
+    return {**_always, **event}
 
 
 def _add_trace(_: WrappedLogger, __: str, event: MutableMapping[str, Any]) -> EventDict:

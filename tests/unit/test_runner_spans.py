@@ -45,15 +45,23 @@ def test_a_runners_span_is_below_the_current_one_and_is_the_runners(
     assert denoise.end_time - denoise.start_time == pytest.approx(1e9, rel=1e-3)
 
 
-@pytest.mark.parametrize("text", [
-    "", "{", "[]", "null", "3", runner(name=""), runner(name="x" * 129), runner(begin="yesterday"),
-    runner(begin=time.time() + 100, end=time.time() + 101), runner(begin=1.0), runner(begin=-1.0),
-    runner(begin=time.time(), end=time.time() - 3), runner(end=None), runner(begin=1e308, end=1e308),
-    '{"name": "x", "begin": NaN, "end": Infinity}',
-])  # fmt: skip
-def test_what_makes_no_sense_is_left_out(told: InMemorySpanExporter, text: str) -> None:
+# The ids of tests must be the same in every process: no times of now are among them.
+STRANGE: dict[str, str | dict[str, object]] = {
+    "nothing": "", "no JSON": "{", "a list": "[]", "null": "null", "a number": "3",
+    "infinity": '{"name": "x", "begin": NaN, "end": Infinity}',
+    "no name": {"name": ""}, "a long name": {"name": "x" * 129}, "a word": {"begin": "yesterday"},
+    "negative": {"begin": -1.0}, "long ago": {"begin": 1.0}, "no end": {"end": None},
+    "huge": {"begin": 1e308, "end": 1e308}, "in the future": {"begin": 4e9, "end": 4e9 + 1},
+    "backwards": {"begin": 2e9, "end": 1e9},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("given", STRANGE.values(), ids=STRANGE)
+def test_what_makes_no_sense_is_left_out(
+    told: InMemorySpanExporter, given: str | dict[str, object]
+) -> None:
     with tracing.span("predict", PARENT):
-        record_runner_span(text)
+        record_runner_span(given if isinstance(given, str) else runner(**given))
     assert [s.name for s in told.get_finished_spans()] == ["predict"]
 
 

@@ -7,14 +7,11 @@ import importlib.util
 import json
 import re
 import secrets
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,6 +22,7 @@ import prometheus_client
 import pytest
 
 from tests.e2e.stack import TEMPLATE, RunningStack, running, until
+from tests.e2e.surroundings import compiled_nvml, listening
 from tests.otlp import Received, Span, path, receiver, tree
 from tests.prometheus import SCRAPE_SECONDS, Prometheus, scraping
 from vyvo_dagster.client import Client
@@ -94,39 +92,6 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Generator[Observed]:
         with up.client() as client:
             traces = worked(client, up, up.upload_weights(weights), hook)
         yield Observed(up, prometheus, received, traces, since)
-
-
-@contextmanager
-def listening() -> Generator[str]:
-    """A receiver of webhooks, which takes all; its URL."""
-
-    class Taker(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["content-length"]))
-            self.send_response(204)
-            self.end_headers()
-
-        def log_message(self, *_args: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Taker) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}/"
-        finally:
-            server.shutdown()
-            thread.join(30)
-
-
-def compiled_nvml(home: Path) -> Path:
-    """A folder with a libnvidia-ml.so.1 that tells of two GPUs."""
-    source = Path(__file__).parents[1] / "integration" / "agent" / "nvml_stub.c"
-    folder = home / "nvml"
-    folder.mkdir()
-    command = ["cc", "-shared", "-fPIC", "-o", str(folder / "libnvidia-ml.so.1"), str(source)]
-    subprocess.run(command, timeout=120, check=True)
-    return folder
 
 
 def worked(client: Client, up: RunningStack, weights_uri: str, hook: str) -> dict[str, str]:

@@ -44,6 +44,11 @@ _WATCH_SECONDS: Final = 0.5
 _ERROR_CHARS: Final = 1000
 _SECRET_NAME = re.compile(r"(?i)key|token|secret|password|passwd|credential|auth")
 
+# Steps inside of an asset's own, as their errors begin.
+_NAMES_STEP = re.compile(
+    r"(?:source|base|sdk|lock|wheels|image|push|check|venv|weights|register)(?::| failed )"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class BuildRun:
@@ -248,4 +253,5 @@ def _sentence(step: str, error: Exception) -> str:
     else:
         text = f"{type(error).__name__}: {error}"
     text = " ".join(text.split())
-    return (text if text.startswith(step) else f"{step}: {text}")[:_ERROR_CHARS]
+    named = text.startswith(step) or _NAMES_STEP.match(text)
+    return (text if named else f"{step}: {text}")[:_ERROR_CHARS]

@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 import httpx
+import sqlalchemy as sa
 import uvloop
 from local_stack import stack
 from uuid_utils.compat import uuid7
@@ -185,6 +186,11 @@ async def join(made: dict[str, Any], token: str, count: int) -> list[Node]:
             return Node(made["api"], joined["node_id"], boot, joined["credential"], str(asked.id))
 
         nodes = await asyncio.gather(*(one() for _ in range(count)))
+    async with database.transaction() as store:
+        # On a busy machine the last join may be a minute after the first, which would be lost by now.
+        await store.connection.execute(
+            sa.text("update nodes set state = 'ready', last_heartbeat_at = now()")
+        )
     await database.close()
     return nodes
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -186,10 +186,11 @@ class serving:  # noqa: N801 - used as a function
 
 
 def test_a_refused_restore_says_why_in_one_line(tmp_path: Path) -> None:
-    def refused(*arguments: str) -> str:
+    def refused(*arguments: str, env: Mapping[str, str] | None = None) -> str:
         done = subprocess.run(
             [sys.executable, "-m", "vyvo_dagster.cli", "backup", *arguments],
-            capture_output=True, text=True, timeout=60, check=False,
+            capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path,
+            env={**os.environ, **(env or {})},
         )  # fmt: skip
         assert done.returncode == 1
         assert done.stderr.count("\n") == 1
@@ -200,3 +201,11 @@ def test_a_refused_restore_says_why_in_one_line(tmp_path: Path) -> None:
     assert "no stack was started" in refused("restore", none, "--data-dir", none)
     (tmp_path / "there").mkdir()
     assert "exists" in refused("create", str(tmp_path / "there"))
+    # Servers that are away, or are named by what is no URL; no password is told.
+    away = {"VYVO_POSTGRES_DSN": "postgresql://u:hush-hush@127.0.0.1:9/x"}
+    bad = {"VYVO_POSTGRES_DSN": "postgresql://u:hush-hush@h/x?no_such_option=1"}
+    for settings, said in ((away, "pg_dump failed"), (bad, "none that libpq reads")):
+        told = refused("create", str(tmp_path / "new"), env=settings)
+        assert said in told
+        assert "hush-hush" not in told
+    assert not [p for p in tmp_path.iterdir() if "new" in p.name]

@@ -6,9 +6,10 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
+import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from vyvo_dagster.errors import Conflict, Unavailable
+from vyvo_dagster.errors import Conflict, InvalidInput, Unavailable
 from vyvo_dagster.local.postgres import postgres_binaries
 
 __all__ = ["dump", "restore"]
@@ -37,7 +38,11 @@ def restore(dsn: str, path: Path) -> None:
 
 
 def _run(command: list[str], dsn: str, *rest: str, option: str = "--dbname=") -> None:
-    parts = conninfo_to_dict(dsn)
+    try:
+        parts = conninfo_to_dict(dsn)
+    except psycopg.ProgrammingError as error:
+        # Not with the URL in it, which holds a password.
+        raise InvalidInput("the URL of a database is none that libpq reads") from error
     password = parts.pop("password", None)
     parts.setdefault("connect_timeout", 10)
     env = {**os.environ, **({} if password is None else {"PGPASSWORD": str(password)})}

@@ -1,7 +1,7 @@
 """Restore a backup into an installation whose servers run and whose services do not.
 
 Objects first, the databases after them, so that no row ever names what is not there yet; a restore that
-dies leaves empty databases, and is begun again. Redis is emptied: its streams are of another past, and the
+dies in the objects leaves empty databases, and is begun again. Redis is emptied: its streams are of another past, and the
 orchestrator writes them again from the rows.
 """
 
@@ -10,6 +10,9 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from itertools import islice
 from pathlib import Path
 from typing import Final
+
+from redis.exceptions import RedisError
+from sqlalchemy.exc import SQLAlchemyError
 
 from vyvo_dagster.backup.dumps import restore
 from vyvo_dagster.backup.manifest import (
@@ -20,7 +23,7 @@ from vyvo_dagster.backup.manifest import (
     read_manifest,
 )
 from vyvo_dagster.backup.site import REGISTRY, Site
-from vyvo_dagster.errors import Conflict, InvalidInput
+from vyvo_dagster.errors import Conflict, InvalidInput, Unavailable
 from vyvo_dagster.objects import ObjectStore
 from vyvo_dagster.store.inspection import others_connected, tables_of
 from vyvo_dagster.store.migrate import upgrade
@@ -77,9 +80,16 @@ def restore_backup(site: Site, folder: Path, progress: Progress) -> Manifest:
         if dump.name in manifest.databases:
             restore(dsn, dump)
             progress(f"database {name}")
-    upgrade(site.databases[REGISTRY])
-    with unavailable(), connect_sync(site.redis_url) as redis:
-        redis.flushdb()
+    try:
+        upgrade(site.databases[REGISTRY])
+        with unavailable(), connect_sync(site.redis_url) as redis:
+            redis.flushdb()
+    except (SQLAlchemyError, RedisError) as error:
+        said = str(error).splitlines()[0][:300]
+        raise Unavailable(
+            f"all is back but the last step, which can be done by hand (`vyvo migrate`, then FLUSHDB"
+            f" of Redis): {said}"
+        ) from error
     return manifest
 
 

@@ -31,7 +31,7 @@ def _count(dsn: str, query: str) -> int:
     try:
         with psycopg.connect(dsn, autocommit=True, connect_timeout=10) as connection:
             row = connection.execute(query.encode()).fetchone()
-    except psycopg.OperationalError as error:
+    except psycopg.Error as error:
         raise Unavailable(
             f"the database does not answer: {str(error).splitlines()[0][:300]}"
         ) from error

@@ -49,8 +49,10 @@ def model_weights(
             if run.cancel.is_set():
                 raise BuildCanceled("weights: the build was canceled")
 
+        # Other weights are fetched where the provider of secrets is away, too.
+        hub = building.hub() if uri.startswith("hf://") else None
         found = copy_weights(
-            uri, objects.store(), building.weights_dir, run.log, check=check, hub=building.hub()
+            uri, objects.store(), building.weights_dir, run.log, check=check, hub=hub
         )
         store.call(
             lambda db: db.models.set_weights(

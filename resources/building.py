@@ -1,5 +1,6 @@
 """Where and how this host builds runners."""
 
+import asyncio
 import socket
 import threading
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from dagster import ConfigurableResource
-from pydantic import Field, SecretStr
+from pydantic import Field
 
 from vyvo_dagster.building.backends import Choice, choose
 from vyvo_dagster.building.github_api import GitHubTarget
@@ -19,6 +20,7 @@ from vyvo_dagster.building.types import BuildContext, LockStore, Log
 from vyvo_dagster.domain.build import BuildBackend, BuildState
 from vyvo_dagster.domain.build_queue import BuildLimits
 from vyvo_dagster.errors import BuildFailed
+from vyvo_dagster.security.providers import make_secrets
 from vyvo_dagster.settings import Settings
 
 __all__ = ["BuildingResource"]
@@ -47,14 +49,12 @@ class BuildingResource(ConfigurableResource[None]):
     github_repository: str | None = Field(
         default=None, description="owner/name of the repository whose workflow builds images."
     )
-    github_token: str | None = Field(default=None, description="Token that may run it.")
     github_workflow: str = Field(default="vyvo-build.yml", description="File of the workflow.")
     github_ref: str = Field(default="main", description="Branch or tag whose workflow is run.")
     github_api: str = Field(default="https://api.github.com", description="URL of GitHub's API.")
     hub_endpoint: str | None = Field(
         default=None, description="Hub of hf:// weights; None is Hugging Face's."
     )
-    hub_token: str | None = Field(default=None, description="Token shown to that hub.")
     engine: Literal["auto", "docker", "process"] = Field(
         default="auto", description="Whether builds use a Docker engine."
     )
@@ -85,10 +85,8 @@ class BuildingResource(ConfigurableResource[None]):
     )
 
     @classmethod
-    def of(
-        cls, settings: Settings, hub_token: str | None = None, github_token: str | None = None
-    ) -> "BuildingResource":
-        """As the settings say; the tokens may be EnvVar."""
+    def of(cls, settings: Settings) -> "BuildingResource":
+        """As the settings say. Secrets are not among it: they are asked for when they are used."""
         return cls(
             data_dir=str(settings.data_dir.resolve()),
             registry=settings.registry,
@@ -111,9 +109,7 @@ class BuildingResource(ConfigurableResource[None]):
             source_ca=str(settings.source_ca) if settings.source_ca else None,
             builder=settings.builder,
             hub_endpoint=settings.hub_endpoint,
-            hub_token=hub_token,
             github_repository=settings.github_repository,
-            github_token=github_token,
             github_workflow=settings.github_workflow,
             github_ref=settings.github_ref,
             github_api=settings.github_api,
@@ -156,19 +152,30 @@ class BuildingResource(ConfigurableResource[None]):
         wanted = BuildBackend(self.backend) if asked is BuildBackend.AUTO else asked
         return choose(
             wanted, registry=self.registry, docker_host=self.docker_host, engine=self.engine,
-            builder=self.builder, github=self._github(),
+            builder=self.builder, github=self.github(),
         )  # fmt: skip
 
     def hub(self) -> Hub:
-        """Where hf:// weights come from."""
-        token = SecretStr(self.hub_token) if self.hub_token else None
-        return Hub(self.hub_endpoint, token)
+        """Where hf:// weights come from, and as whom they are asked for.
 
-    def _github(self) -> GitHubTarget | None:
-        if self.github_repository is None or not self.github_token:
+        Raises:
+            Unavailable: the provider of secrets does not answer.
+        """
+        return Hub(self.hub_endpoint, asyncio.run(make_secrets(Settings()).hugging_face_token()))
+
+    def github(self) -> GitHubTarget | None:
+        """The repository whose workflow builds; None where none is set, or no token is.
+
+        Raises:
+            Unavailable: the provider of secrets does not answer.
+        """
+        if self.github_repository is None:
+            return None
+        token = asyncio.run(make_secrets(Settings()).github_token())
+        if token is None:
             return None
         return GitHubTarget(
-            self.github_repository, SecretStr(self.github_token), workflow=self.github_workflow,
+            self.github_repository, token, workflow=self.github_workflow,
             ref=self.github_ref, api=self.github_api,
         )  # fmt: skip
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings
 
 __all__ = ["BuildSettings"]
@@ -38,6 +38,7 @@ class BuildSettings(BaseSettings):
         default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9-]*/[A-Za-z0-9._-]+$",
         description="owner/name whose workflow builds images for github_actions.",
     )  # fmt: skip
+    github_token: SecretStr | None = Field(default=None, description="Token that may run it.")
     github_workflow: str = Field(default="vyvo-build.yml", description="File of that workflow.")
     github_ref: str = Field(default="main", description="Branch or tag whose workflow is run.")
     github_api: str = Field(default="https://api.github.com", description="URL of GitHub's API.")

@@ -3,8 +3,6 @@
 Values of the environment are read here; secrets are named, so that the UI shows no value.
 """
 
-import os
-
 from dagster import Definitions, EnvVar
 
 from assets import ASSETS, JOBS
@@ -27,12 +25,6 @@ __all__ = ["defs"]
 _settings = Settings()
 _s3 = S3Settings()
 _hosts = HostsSettings()
-
-
-def _secret(name: str) -> str | None:
-    """A secret by its variable's name, where that is set."""
-    return EnvVar(name) if name in os.environ else None
-
 
 _store = StoreResource(dsn=EnvVar("VYVO_POSTGRES_DSN"))
 _objects = ObjectsResource(
@@ -57,10 +49,6 @@ defs = Definitions(
         "streams": StreamsResource(url=EnvVar("VYVO_REDIS_URL")),
         "objects": _objects,
         "json_values": JsonValues(objects=_objects),
-        "building": BuildingResource.of(
-            _settings,
-            hub_token=_secret("VYVO_SECRET_HUGGING_FACE"),
-            github_token=_secret("VYVO_GITHUB_TOKEN"),
-        ),
+        "building": BuildingResource.of(_settings),
     },
 )

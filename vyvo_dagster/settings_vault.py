@@ -22,7 +22,7 @@ class VaultSettings(BaseSettings):
     mount: str = Field(default="secret", description="Mount of the KV engine, version 2.")
     path: str = Field(
         default="vyvo", pattern=r"^[A-Za-z0-9][A-Za-z0-9/_-]*$",
-        description="Folder there: registries/<host>, hugging-face.",
+        description="Folder there: registries/<host>, hugging-face, github.",
     )  # fmt: skip
     cache_seconds: float = Field(
         default=60.0, ge=0, description="A secret that was read is not read again for so long."

@@ -15,6 +15,7 @@ import pytest
 import requests
 from pydantic import SecretStr
 
+from resources import BuildingResource
 from vyvo_dagster.errors import InvalidInput, Unavailable
 from vyvo_dagster.security.providers import make_secrets
 from vyvo_dagster.security.secrets import EnvironmentSecrets, RegistryLogin
@@ -125,6 +126,7 @@ def bao(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bao]:
         made.start()
         made.write("registries/reg.example.com:5000", username="puller", password="S3CRET")
         made.write("hugging-face", token="hf_S3CRET")
+        made.write("github", token="ghp_S3CRET")
         made.write("hidden", token="x")
         yield made
     finally:
@@ -145,6 +147,27 @@ async def test_secrets_are_read_by_approle_and_by_a_token(bao: Bao) -> None:
         assert found is not None
         assert found.get_secret_value() == "hf_S3CRET"
         assert "S3CRET" not in repr(login)
+
+
+def test_builds_ask_for_their_tokens(
+    bao: Bao, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings = bao.settings()
+    assert settings.secret_id is not None
+    monkeypatch.setenv("VYVO_VAULT_ADDRESS", bao.url)
+    monkeypatch.setenv("VYVO_VAULT_ROLE_ID", str(settings.role_id))
+    monkeypatch.setenv("VYVO_VAULT_SECRET_ID", settings.secret_id.get_secret_value())
+    building = BuildingResource(
+        data_dir=str(tmp_path), registry="reg.example.com", base_image="base",
+        github_repository="team/models",
+    )  # fmt: skip
+    token = building.hub().token
+    assert token is not None
+    assert token.get_secret_value() == "hf_S3CRET"
+    target = building.github()
+    assert target is not None
+    assert target.token.get_secret_value() == "ghp_S3CRET"
+    assert "S3CRET" not in repr(building) + repr(target)
 
 
 async def test_a_secret_that_changes_is_read_anew_and_one_that_lacks_a_member_is_said_so(

@@ -18,7 +18,9 @@ def make_secrets(settings: Settings, vault: VaultSettings | None = None) -> Secr
     """
     found = VaultSettings() if vault is None else vault
     if found.address is None:
-        return EnvironmentSecrets(settings.secret_registries, settings.secret_hugging_face)
+        return EnvironmentSecrets(
+            settings.secret_registries, settings.secret_hugging_face, settings.github_token
+        )
     from vyvo_dagster.security.vault import VaultSecrets
 
     return VaultSecrets(found)

@@ -35,6 +35,10 @@ class Secrets(Protocol):
         """The token with which weights are fetched from the Hugging Face hub."""
         ...
 
+    async def github_token(self) -> SecretStr | None:
+        """The token with which builds are dispatched to GitHub Actions."""
+        ...
+
 
 class EnvironmentSecrets:
     """Secrets of the servers' own environment.
@@ -42,16 +46,19 @@ class EnvironmentSecrets:
     Args:
         registries: `host[:port]` to `user:password`.
         hugging_face: token of the hub.
+        github: token of the repository whose workflow builds.
 
     Raises:
         InvalidInput: a login has no user or no password.
     """
 
     def __init__(
-        self, registries: Mapping[str, SecretStr], hugging_face: SecretStr | None = None
-    ) -> None:
+        self, registries: Mapping[str, SecretStr], hugging_face: SecretStr | None = None,
+        github: SecretStr | None = None,
+    ) -> None:  # fmt: skip
         self._logins = {host: _login(host, text) for host, text in registries.items()}
         self._hugging_face = hugging_face
+        self._github = github
 
     async def registry_login(self, host: str) -> RegistryLogin | None:
         """The login that is set for `host`."""
@@ -60,6 +67,10 @@ class EnvironmentSecrets:
     async def hugging_face_token(self) -> SecretStr | None:
         """The token that is set."""
         return self._hugging_face
+
+    async def github_token(self) -> SecretStr | None:
+        """The token that is set."""
+        return self._github
 
 
 def registry_host(image: str) -> str:

@@ -92,6 +92,11 @@ class VaultSecrets:
         found = await self._read("hugging-face")
         return None if found is None else SecretStr(_text(found, "token", "hugging-face"))
 
+    async def github_token(self) -> SecretStr | None:
+        """`token` of `github`."""
+        found = await self._read("github")
+        return None if found is None else SecretStr(_text(found, "token", "github"))
+
     async def node_token(self, node: str) -> NodeToken:
         """A token for a node, with the policy for nodes, renewable, handed over by wrapping.
 

@@ -86,6 +86,19 @@ def test_what_would_fail_again_is_not_tried_again(why: str, pushing: bool) -> No
     assert len(calls) == 1
 
 
+def test_a_name_that_reads_like_a_refusal_is_none() -> None:
+    calls: list[int] = []
+
+    def push() -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            name = "10.0.0.403:403/denied/403"
+            raise BuildFailed(f"image: pushing {name} with docker: 500 Internal Server Error")
+
+    with_retries(push, lambda: True, attempts=2, log=Lines(), cancel=threading.Event())
+    assert len(calls) == 2
+
+
 def test_a_cancel_ends_the_pause() -> None:
     cancel = threading.Event()
 

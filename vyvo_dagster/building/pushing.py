@@ -1,5 +1,6 @@
 """Pushes that fail and are made again: a registry restarts, and the layers are all there."""
 
+import re
 import threading
 from collections.abc import Callable
 from typing import Final
@@ -12,10 +13,13 @@ __all__ = ["with_retries"]
 _FIRST_SECONDS: Final = 1.0
 _LONGEST_SECONDS: Final = 30.0
 # What the registry refuses will be refused again.
-_FINAL: Final = (
-    "unauthorized", "authentication required", "denied", "insufficient_scope", "401", "403",
-    "no space left on device",
-)  # fmt: skip
+_FINAL: Final = re.compile(
+    r"\b(unauthorized|authentication required|denied|insufficient_scope|401|403"
+    r"|no space left on device)\b",
+    re.IGNORECASE,
+)
+# Names of images, with ports and models that may read like a refusal.
+_REFERENCE: Final = re.compile(r"\S+/\S+")
 
 
 def with_retries(
@@ -45,7 +49,7 @@ def with_retries(
             if not pushing():
                 raise
             why = error.detail.removeprefix("image: ").rstrip(": ")
-            if attempt == attempts or any(word in why.lower() for word in _FINAL):
+            if attempt == attempts or _FINAL.search(_REFERENCE.sub("", why)):
                 raise BuildFailed(f"push: gave up after {attempt} tries: {why}") from error
             log.line("push", f"failed ({why}); try {attempt + 1} of {attempts} in {pause:g} s")
         else:

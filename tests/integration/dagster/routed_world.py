@@ -33,6 +33,7 @@ from uuid_utils.compat import uuid7
 
 from resources import DockerHostsResource, StoreResource
 from sensors import host_ops
+from tests.code_locations import loaded_location
 from tests.integration.dagster import engines
 from vyvo_dagster.execution.routing.engines import Labels
 from vyvo_dagster.settings import HostsSettings, S3Settings
@@ -269,7 +270,7 @@ def opened(
         target = ModuleTarget("routed_location", None, str(FOLDER), LOCATION)
         with (
             DagsterInstance.get() as instance,
-            WorkspaceProcessContext(instance, target) as context,
+            loaded_location(instance, target) as context,
         ):
             world = World(instance, context, store, urls, home)
             world.join("default")

@@ -20,6 +20,7 @@ from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import ModuleTarget
 from dagster_graphql.test.utils import execute_dagster_graphql
 
+from tests.code_locations import loaded_location
 from vyvo_dagster.execution.lease import Lease, read_lease
 from vyvo_dagster.execution.names import CODE_LOCATION, CODE_LOCATION_MODULE
 from vyvo_dagster.settings import S3Settings
@@ -123,7 +124,7 @@ def stack(
         try:
             with (
                 DagsterInstance.get() as instance,
-                WorkspaceProcessContext(instance, target) as context,
+                loaded_location(instance, target) as context,
             ):
                 until(lambda: b" ready." in (home / "worker.log").read_bytes())
                 yield Stack(instance, context, worker, redis)

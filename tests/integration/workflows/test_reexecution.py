@@ -13,6 +13,7 @@ from dagster._core.workspace.load_target import ModuleTarget
 from dagster_graphql.client.query import RUN_EVENTS_QUERY
 from dagster_graphql.test.utils import execute_dagster_graphql
 
+from tests.code_locations import loaded_location
 from tests.integration.workflows.test_dagster import Reporting, dagster_url, instance
 from tests.integration.workflows.world import World, call
 from vyvo_dagster.domain.workflow.state import RunState, StepState
@@ -30,11 +31,12 @@ AGAIN = """mutation($params: ReexecutionParams!) { launchRunReexecution(reexecut
 async def loaded(instance: DagsterInstance) -> AsyncIterator[WorkspaceProcessContext]:
     """What the webserver has loaded: the code location of the workflows' jobs, as they are now."""
     target = ModuleTarget("ops.workflow_jobs", "workflows", str(ROOT), LOCATION)
-    context = await asyncio.to_thread(WorkspaceProcessContext, instance, target)
+    location = loaded_location(instance, target)
+    context = await asyncio.to_thread(location.__enter__)
     try:
         yield context
     finally:
-        await asyncio.to_thread(context.__exit__, None, None, None)
+        await asyncio.to_thread(location.__exit__, None, None, None)
 
 
 @asynccontextmanager

@@ -73,6 +73,13 @@ def _open() -> sa.ColumnElement[bool]:
     return _R.state.not_in(RUN.terminal)
 
 
+def _due() -> sa.ColumnElement[bool]:
+    """No engine has it, or its engine's lease has ended."""
+    return sa.and_(
+        _open(), sa.or_(_R.lease_expires_at.is_(None), _R.lease_expires_at < sa.func.now())
+    )
+
+
 class WorkflowRunRepository:
     """SQL over workflow_runs and workflow_steps."""
 
@@ -174,10 +181,7 @@ class WorkflowRunRepository:
         """
         due = (
             sa.select(_R.id)
-            .where(
-                _open(),
-                sa.or_(_R.lease_expires_at.is_(None), _R.lease_expires_at < sa.func.now()),
-            )
+            .where(_due())
             .order_by(_R.id)
             .limit(limit)
             .with_for_update(skip_locked=True)
@@ -197,6 +201,11 @@ class WorkflowRunRepository:
             return []
         rows = await self._connection.execute(_RUNS.where(_R.id.in_(ids)).order_by(_R.id))
         return [record(WorkflowRun, r) for r in rows.mappings()]
+
+    async def any_due(self) -> bool:
+        """Whether `claim` may have passed over a run since somebody held it for a moment."""
+        due = await self._connection.scalar(sa.select(sa.exists().where(_due())))
+        return bool(due)
 
     async def renew(self, engine: UUID, lease: timedelta) -> set[UUID]:
         """Renew the leases of an engine's runs; the ids of those that are still its own.
@@ -258,13 +267,11 @@ class WorkflowRunRepository:
         )  # fmt: skip
 
     async def unreported(self, limit: int) -> list[WorkflowRun]:
-        """Runs of which Dagster does not know all, locked until the commit, the oldest first."""
-        query = (
-            _RUNS.where(_R.revision > _R.reported_revision)
-            .order_by(_R.id)
-            .limit(limit)
-            .with_for_update(of=workflow_runs, key_share=True, skip_locked=True)
-        )
+        """Runs of which Dagster does not know all, the oldest first.
+
+        Not locked: an engine that is just about to claim one would pass it over.
+        """
+        query = _RUNS.where(_R.revision > _R.reported_revision).order_by(_R.id).limit(limit)
         rows = await self._connection.execute(query)
         return [record(WorkflowRun, r) for r in rows.mappings()]
 

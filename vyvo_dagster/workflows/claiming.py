@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 _GROUP: Final = 100
 _SECONDS: Final = 30.0
 _PAUSE_SECONDS: Final = 0.5
+# Others hold the row of a run only for a statement or two.
+_HELD_SECONDS: Final = 0.02
 _DEFINITIONS: Final = 512
 
 
@@ -67,6 +69,7 @@ class Claiming:
                 async with asyncio.timeout(_SECONDS), self._database.transaction() as store:
                     claimed = await store.workflow_runs.claim(self._engine_id, self._lease, room)
                     definitions = await self._definitions_of(store, claimed)
+                    passed_over = len(claimed) < room and await store.workflow_runs.any_due()
             except (Unavailable, TimeoutError) as error:
                 log.warning("no run is claimed: %s", error)
                 await asyncio.sleep(_PAUSE_SECONDS)
@@ -78,7 +81,9 @@ class Claiming:
                     self._forget(row.id)
                     # One that was taken over was told of before.
                     self._runs.add(LiveRun(row, definitions[row.id], told=row.revision > 1))
-            if len(claimed) == room:
+            if passed_over:
+                await asyncio.sleep(_HELD_SECONDS)
+            if passed_over or len(claimed) == room:
                 self.asked.set()
 
     async def leases(self) -> None:

@@ -1,7 +1,7 @@
 """The engine with real jobs: order, fan-out, retries, cancel, takeover, outages."""
 
 import asyncio
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import sqlalchemy as sa
@@ -185,3 +185,19 @@ async def test_an_engine_past_its_lease_writes_nothing(world: World) -> None:
     run = await world.ended(run_id)
     assert run.state is RunState.SUCCEEDED
     assert await world.jobs(run_id) == 2
+
+
+async def test_a_claim_tells_of_a_run_that_somebody_held(world: World) -> None:
+    await world.end_engines()
+    run_id = await world.start(await world.push([call("only")]))
+    engine, lease = uuid7(), timedelta(seconds=30)
+    async with world.database.transaction() as other:
+        await other.workflow_runs.get(run_id, None, lock=True)
+        async with world.database.transaction() as store:
+            assert await store.workflow_runs.claim(engine, lease, 10) == []
+            assert await store.workflow_runs.any_due()
+            # What the reporter reads is not held by it, nor kept from it.
+            assert [run.id for run in await store.workflow_runs.unreported(10)] == [run_id]
+    async with world.database.transaction() as store:
+        assert [run.id for run in await store.workflow_runs.claim(engine, lease, 10)] == [run_id]
+        assert not await store.workflow_runs.any_due()

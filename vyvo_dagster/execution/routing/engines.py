@@ -127,7 +127,9 @@ class Engines:
         with self._lock:
             clients, self._clients = list(self._clients.values()), {}
         for client in clients:
-            client.close()
+            # Over ssh a server that has gone is an error even to who takes leave.
+            with contextlib.suppress(*ENGINE_ERRORS):
+                client.close()
 
     def _open(self, host: DockerHost, timeout: int | None = None) -> Any:
         parts, tls = urlsplit(host.url), None

@@ -9,6 +9,8 @@ from vyvo_dagster.cli.build_log import ending, follow_build
 from vyvo_dagster.cli.connection import Where, client_command
 from vyvo_dagster.cli.output import age, plain, table
 from vyvo_dagster.client import registry
+from vyvo_dagster.client.calls import Call
+from vyvo_dagster.client.models import Version
 from vyvo_dagster.domain.build import BuildState
 
 __all__ = ["models"]
@@ -75,9 +77,7 @@ def show(where: Where, model: str, version: str) -> None:
 @client_command
 def promote(where: Where, model: str, version: str) -> None:
     """Make VERSION the one that new jobs of MODEL get."""
-    with where.client() as client:
-        now = client.send(registry.promote(model, version))
-    click.echo(plain(f"{now.model_id}@{now.version} is {now.state}"))
+    _move(where, registry.promote(model, version))
 
 
 @models.command()
@@ -85,9 +85,7 @@ def promote(where: Where, model: str, version: str) -> None:
 @client_command
 def rollback(where: Where, model: str) -> None:
     """Go back to the version of MODEL that was active before."""
-    with where.client() as client:
-        now = client.send(registry.rollback(model))
-    click.echo(plain(f"{now.model_id}@{now.version} is {now.state}"))
+    _move(where, registry.rollback(model))
 
 
 @models.command()
@@ -96,9 +94,7 @@ def rollback(where: Where, model: str) -> None:
 @client_command
 def retire(where: Where, model: str, version: str) -> None:
     """Retire VERSION of MODEL for good: no new jobs, no new assignments."""
-    with where.client() as client:
-        now = client.send(registry.retire(model, version))
-    click.echo(plain(f"{now.model_id}@{now.version} is {now.state}"))
+    _move(where, registry.retire(model, version))
 
 
 @models.command()
@@ -178,3 +174,10 @@ def _changes(what: str, found: dict[str, Any] | None) -> None:
 def _more(cursor: str | None) -> None:
     if cursor is not None:
         click.echo(f"more: --cursor {cursor}", err=True)
+
+
+def _move(where: Where, call: Call[Version]) -> None:
+    """Change the state of a version, and say what it is now."""
+    with where.client() as client:
+        now = client.send(call)
+    click.echo(plain(f"{now.model_id}@{now.version} is {now.state}"))

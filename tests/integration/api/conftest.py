@@ -10,12 +10,20 @@ from vyvo_dagster.settings import S3Settings
 from vyvo_dagster.store.database import Database
 
 from .fronts import both, dispatched, front
+from .issuer import Issuer
 from .world import Agent, Api, Running, Version, make_settings, ready_version
 
 __all__ = ["both", "dispatched", "front"]
 
 # Logins are tested where there is a registry to log in to (Debian: docker-registry).
 collect_ignore = [] if PROGRAM is not None else ["test_registry_access.py"]
+
+
+@pytest.fixture(scope="module")
+def issuer() -> Iterator[Issuer]:
+    made = Issuer()
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="session")

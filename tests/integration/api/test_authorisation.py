@@ -23,13 +23,6 @@ REGISTER = "/api/nodes/register"
 
 
 @pytest.fixture(scope="module")
-def issuer() -> Iterator[Issuer]:
-    made = Issuer()
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
 def guarded(
     issuer: Issuer, postgres_dsn: str, redis_url: str, s3_settings: S3Settings,
     tmp_path_factory: pytest.TempPathFactory,

@@ -22,13 +22,6 @@ from .world import Running, make_settings, unique
 
 
 @pytest.fixture(scope="module")
-def issuer() -> Iterator[Issuer]:
-    made = Issuer()
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
 def url(
     issuer: Issuer, postgres_dsn: str, redis_url: str, s3_settings: S3Settings,
     tmp_path_factory: pytest.TempPathFactory,
